@@ -1,0 +1,14 @@
+"""ResNeSt: Split-Attention Networks, for MXNet 1.9.1 (Gluon).
+
+>>> import gluon_resnest
+>>> net = gluon_resnest.get_model("resnest50", pretrained=True)
+"""
+
+from gluon_resnest import runtime
+
+runtime.prepare()  # before MXNet is imported
+
+from gluon_resnest.models import get_model, list_models  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "get_model", "list_models"]

@@ -1,0 +1,121 @@
+"""Split attention over the splits of a grouped convolution (paper, Section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from mxnet.gluon import nn
+
+
+def attention_channels(channels: int, radix: int) -> int:
+    """Width of the hidden layer of the attention function G: a quarter of the R * C channels.
+
+    At least 32, as in the published networks.
+    """
+    return max(channels * radix // 4, 32)
+
+
+class SplitAttention(nn.HybridBlock):
+    r"""Grouped convolution whose R splits are weighed against each other, channel by channel.
+
+    With cardinality K and radix R, the convolution makes G = K R feature groups. For the c-th
+    channel of cardinal group k, with U_{k,r} the group's r-th split:
+
+    .. math::
+        s^k_c       &= \frac{1}{HW} \sum_{i,j} \sum_{r=1}^{R} U_{k,r,c}(i, j) \\
+        a^k_{r,c}   &= \mathrm{softmax}_r \, \mathcal{G}^c_r(s^k)
+                       \qquad (\text{sigmoid of } \mathcal{G}^c(s^k) \text{ when } R = 1) \\
+        V^k_c       &= \sum_{r=1}^{R} a^k_{r,c} \, U_{k,r,c}
+
+    and the V^k are concatenated. G is two 1x1 convolutions with K groups (so that each cardinal
+    group sees its own s^k alone), batch normalisation and ReLU between them.
+
+    The groups are laid out *radix-major* (paper, "Efficient Radix-major Implementation"): the
+    channels of U run over r first, [r0: (k0, k1, ...), r1: (k0, k1, ...), ...], so that one
+    grouped convolution makes all splits and a sum over the radix needs no shuffling. The output
+    of G is necessarily *cardinality-major*, [k0: (r0, r1, ...), k1: ...], and is turned round
+    before it is used. With K > 1 and R > 1 the two differ; a network that confuses them trains
+    well and computes something else.
+
+    Parameters
+    ----------
+    channels
+        Channels C of input and output, over all cardinal groups.
+    radix
+        Splits R in each cardinal group, at least 1.
+    cardinality
+        Cardinal groups K. Must divide `channels`.
+    kernel_size, strides, padding, dilation
+        Of the grouped convolution.
+    norm_layer, norm_kwargs
+        Normalisation, called as ``norm_layer(in_channels=..., **norm_kwargs)``.
+
+    Shapes
+    ------
+    Input (N, C, H, W), output (N, C, H', W'). Weights: conv (R C, C / (K R), kh, kw);
+    fc1 (A, C / K, 1, 1) and fc2 (R C, A / K, 1, 1) with A = :func:`attention_channels`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        radix: int = 2,
+        cardinality: int = 1,
+        kernel_size: int = 3,
+        strides: int = 1,
+        padding: int = 1,
+        dilation: int = 1,
+        norm_layer: Callable[..., nn.HybridBlock] = nn.BatchNorm,
+        norm_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if radix < 1 or cardinality < 1:
+            raise ValueError(f"radix {radix} and cardinality {cardinality} must be at least 1")
+        if channels % (cardinality * radix):
+            raise ValueError(
+                f"channels {channels} must be divisible by cardinality x radix = "
+                f"{cardinality} x {radix}"
+            )
+        norm_kwargs = norm_kwargs or {}
+        hidden = attention_channels(channels, radix)
+        if hidden % cardinality:
+            raise ValueError(
+                f"the attention's {hidden} hidden channels (a quarter of radix {radix} x channels "
+                f"{channels}, at least 32) must be divisible by cardinality {cardinality}"
+            )
+        self._channels = channels
+        self._radix = radix
+        self._cardinality = cardinality
+        self.conv = nn.Conv2D(
+            channels * radix, kernel_size, strides, padding, dilation,
+            groups=cardinality * radix, in_channels=channels, use_bias=False,
+        )
+        self.bn = norm_layer(in_channels=channels * radix, **norm_kwargs)
+        self.relu = nn.Activation("relu")
+        # The bias of fc1 is cancelled by the normalisation behind it; published weights have it.
+        self.fc1 = nn.Conv2D(hidden, 1, groups=cardinality, in_channels=channels)
+        self.bn1 = norm_layer(in_channels=hidden, **norm_kwargs)
+        self.relu1 = nn.Activation("relu")
+        self.fc2 = nn.Conv2D(channels * radix, 1, groups=cardinality, in_channels=hidden)
+
+    def hybrid_forward(self, F, x):
+        splits = self.relu(self.bn(self.conv(x)))  # (N, R C, H', W'), radix-major
+        # Pooling commutes with the sum over the radix, and is far cheaper before it.
+        pooled = F.contrib.AdaptiveAvgPooling2D(splits, output_size=1)
+        if self._radix > 1:
+            pooled = F.reshape(pooled, shape=(0, self._radix, self._channels, 1, 1)).sum(axis=1)
+        logits = self.fc2(self.relu1(self.bn1(self.fc1(pooled))))  # (N, R C, 1, 1), card.-major
+        if self._radix == 1:
+            return F.broadcast_mul(splits, F.sigmoid(logits))
+        attention = self._softmax_over_radix(F, logits)
+        weighed = F.broadcast_mul(splits, attention)
+        return F.add_n(*F.split(weighed, num_outputs=self._radix, axis=1))
+
+    def _softmax_over_radix(self, F, logits):
+        """Cardinality-major logits to radix-major attention, both (N, R C, 1, 1)."""
+        attention = F.reshape(logits, shape=(0, self._cardinality, self._radix, -1))
+        attention = F.softmax(attention, axis=2)
+        if self._cardinality > 1:
+            attention = F.transpose(attention, axes=(0, 2, 1, 3))
+        return F.reshape(attention, shape=(0, -1, 1, 1))

@@ -1,0 +1,19 @@
+"""The networks, their table of variants, and their weights."""
+
+from gluon_resnest.models.resnest import Bottleneck, ResNeSt
+from gluon_resnest.models.variants import VARIANTS, Variant, check_input_size, find_variant
+from gluon_resnest.models.weights import load_weights, save_weights
+from gluon_resnest.models.zoo import get_model, list_models
+
+__all__ = [
+    "VARIANTS",
+    "Bottleneck",
+    "ResNeSt",
+    "Variant",
+    "check_input_size",
+    "find_variant",
+    "get_model",
+    "list_models",
+    "load_weights",
+    "save_weights",
+]

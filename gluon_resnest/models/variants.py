@@ -1,0 +1,135 @@
+"""The variants of the paper and of the published model stores, as data.
+
+Naming of the ablation (paper, Table 1): ``{R}s{K}x{W}d`` is radix R, cardinality K and bottleneck
+width W. In the ``fast`` networks the average pooling of a transition block stands before the 3x3
+convolution, which saves its cost at the larger map; elsewhere it stands behind.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from gluon_resnest.errors import InputError
+
+# What the four stages divide the input's height and width by.
+TOTAL_STRIDE = 32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Architecture of one network, with what was published for it.
+
+    Attributes
+    ----------
+    layers
+        Bottleneck blocks in each of the four stages.
+    radix, cardinality, width
+        Splits R, cardinal groups K, and channels of a cardinal group for 64 planes.
+    stem_width
+        Channels of the first two stem convolutions; the third has twice as many.
+    avd_first
+        Average-pool before the 3x3 convolution of a transition block ("fast") instead of after.
+    final_drop
+        Dropout before the classifier (paper: 0.2 for the networks of 200 layers and more).
+    train_size, test_size
+        Square crops in pixels.
+    batch_size
+        Images a worker in the published runs, and `workers`, the number of workers there.
+    published_top1
+        ImageNet top-1 accuracy, %, of the published weights at `test_size`, as their authors
+        give it (GluonCV's and the ResNeSt repository's tables). Not measured here.
+    sha1
+        Of the published ``.params`` file.
+    """
+
+    name: str
+    layers: tuple[int, int, int, int]
+    radix: int = 2
+    cardinality: int = 1
+    width: int = 64
+    stem_width: int = 32
+    avd_first: bool = False
+    final_drop: float = 0.0
+    train_size: int = 224
+    test_size: int = 224
+    batch_size: int = 128
+    workers: int = 64
+    published_top1: float | None = None
+    sha1: str | None = None
+
+    @property
+    def depth(self) -> int:
+        """Layers with weights on the longest way, as the name counts them."""
+        return 3 * sum(self.layers) + 2
+
+
+_LAYERS_50 = (3, 4, 6, 3)
+
+
+def _fast(
+    setting: str, radix: int, cardinality: int, width: int, top1: float, sha1: str
+) -> Variant:
+    return Variant(f"resnest50_fast_{setting}", _LAYERS_50, radix, cardinality, width,
+                   avd_first=True, published_top1=top1, sha1=sha1)
+
+
+_ROWS = (
+    Variant("resnest14", (1, 1, 1, 1), workers=8,
+            published_top1=75.75, sha1="7e0b0cae2fd7e9084d1e498b858af1429a6eb1cb"),
+    Variant("resnest26", (2, 2, 2, 2), workers=8,
+            published_top1=78.68, sha1="364590740605b6a2b95f5bb77436d781a817436f"),
+    Variant("resnest50", _LAYERS_50,
+            published_top1=81.04, sha1="bcfefe1dd1dd1ef5cfed5563123c1490ea37b42e"),
+    Variant("resnest101", (3, 4, 23, 3), stem_width=64, test_size=256, batch_size=64,
+            published_top1=82.83, sha1="5da943b3230f071525a98639945a6b3b3a45ac95"),
+    Variant("resnest200", (3, 24, 36, 3), stem_width=64, final_drop=0.2,
+            train_size=256, test_size=320, batch_size=32,
+            published_top1=83.86, sha1="0c5d117df664ace220aa6fc2922c094bb079d381"),
+    Variant("resnest269", (3, 30, 48, 8), stem_width=64, final_drop=0.2,
+            train_size=320, test_size=416, batch_size=32,
+            published_top1=84.53, sha1="11ae7f5da2bcdbad05ba7e84f9b74383e717f3e3"),
+    _fast("1s1x64d", 1, 1, 64, 80.35, "5e16dbe56f1fba8e1bc2faddd91f874bfbd74193"),
+    _fast("2s1x64d", 2, 1, 64, 80.65, "85eb779a5e313d74b5e5390dae02aa8082a0f469"),
+    _fast("4s1x64d", 4, 1, 64, 80.90, "3f215532c6d8e07a10df116309993d4479fc3e4b"),
+    _fast("1s2x40d", 1, 2, 40, 80.72, "af3514c2ec757a3a9666a75b82f142ed47d55bee"),
+    _fast("2s2x40d", 2, 2, 40, 80.84, "2db13245aa4967cf5e8617cb4911880dd41628a4"),
+    _fast("4s2x40d", 4, 2, 40, 81.17, "b24d515797832e02da4da9c8a15effd5e44cfb56"),
+    _fast("1s4x24d", 1, 4, 24, 80.97, "7318153ddb5e542a20cc6c58192f3c6209cff9ed"),
+)
+
+VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
+
+
+def find_variant(name: str, **overrides: Any) -> Variant:
+    """The variant called `name`, with any of its fields replaced.
+
+    Raises
+    ------
+    InputError
+        If there is no such variant (naming the nearest ones) or no such field.
+    """
+    try:
+        variant = VARIANTS[name.lower()]
+    except KeyError:
+        near = difflib.get_close_matches(name.lower(), VARIANTS, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(VARIANTS)}"
+        raise InputError(f"unknown model '{name}': {hint}") from None
+    known = {field.name for field in fields(Variant)} - {"name"}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise InputError(
+            f"unknown keyword {', '.join(unknown)} for model {name}; "
+            f"known: {', '.join(sorted(known))}"
+        )
+    return replace(variant, **overrides)
+
+
+def check_input_size(size: int, origin: str) -> None:
+    """Refuse a square input whose map in the last stage would be smaller than one pixel."""
+    if size < TOTAL_STRIDE:
+        raise InputError(
+            f"{origin} {size} is too small: the network divides height and width by "
+            f"{TOTAL_STRIDE}, so give at least {TOTAL_STRIDE}"
+        )

@@ -1,0 +1,139 @@
+"""What must be true before MXNet is imported: NumPy's old aliases and the number of threads.
+
+MXNet 1.9.1 was the last release (2022). It uses names that NumPy removed in 1.24, and it takes
+half of the cores unless OMP_NUM_THREADS is set. Both are mended here, once, and nowhere else does
+the package touch environment variables.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+# Removed in NumPy 1.24; each was an alias of the builtin of the same name.
+_NUMPY_ALIASES = {"bool": bool, "int": int, "float": float, "complex": complex,
+                  "object": object, "str": str}
+
+# Launchers name the rank differently: Horovod's Gloo launcher, Open MPI, MPICH or Intel MPI, Slurm.
+_RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_MODEL_STORE = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
+_LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+
+
+def _first_integer(names: tuple[str, ...], default: int) -> int:
+    for name in names:
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return default
+
+
+def launched_rank() -> int:
+    """Rank that the launcher gave this process; 0 when it runs alone."""
+    return _first_integer(_RANK, 0) if launched_size() > 1 else 0
+
+
+def launched_size() -> int:
+    """Number of processes that the launcher started; 1 when this one runs alone."""
+    return max(1, _first_integer(_SIZE, 1))
+
+
+def launched_local_size() -> int:
+    """Number of processes that the launcher started on this host."""
+    return max(1, _first_integer(_LOCAL_SIZE, 1))
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may run on, by its affinity and its container's quota.
+
+    Two hardware threads of one core count once: oneDNN's kernels fill a core by themselves.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            package = (topology / "physical_package_id").read_text().strip()
+            cores.add((package, (topology / "core_id").read_text().strip()))
+        except OSError:
+            cores.add(("cpu", str(cpu)))
+    return max(1, min(len(cores), _container_quota(len(allowed))))
+
+
+def _container_quota(default: int, limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Whole CPUs that the container's cgroup (version 2) grants, or `default` without a quota."""
+    try:
+        quota, period = limit.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return default
+
+
+def restore_numpy_aliases() -> None:
+    """Give NumPy 1.24 to 1.26 back the aliases that MXNet 1.9.1 uses at import."""
+    for name, builtin in _NUMPY_ALIASES.items():
+        # Not hasattr(): it would set off NumPy's own deprecation warning.
+        if name not in np.__dict__:
+            setattr(np, name, builtin)
+
+
+def set_thread_count() -> None:
+    """Let MXNet use every core of this host, shared evenly between the ranks on it.
+
+    A value of OMP_NUM_THREADS that the user set is left alone. MXNet reads the variable when it
+    is imported, and its engine cannot be told later: MXSetNumOMPThreads reaches the calling
+    thread alone, not those that run the operators. So if MXNet was first, all that is left is to
+    warn.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = max(1, usable_cores() // launched_local_size())
+    if "mxnet" not in sys.modules:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    elif threads != _default_threads():
+        warnings.warn(
+            f"MXNet was imported before gluon_resnest and took {_default_threads()} of "
+            f"{threads} threads: import gluon_resnest first, or set OMP_NUM_THREADS={threads}",
+            RuntimeWarning, stacklevel=4)
+
+
+def _default_threads() -> int:
+    """What MXNet 1.9.1 takes on x86 by itself: half of the logical processors it may use."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def prepare() -> None:
+    """Make `import mxnet` work and use all cores. Called by `import gluon_resnest`.
+
+    Raises
+    ------
+    ImportError
+        With NumPy 2, which MXNet 1.9.1 cannot use.
+    """
+    if int(np.__version__.split(".")[0]) >= 2:
+        raise ImportError(
+            f"NumPy {np.__version__} cannot run MXNet 1.9.1; install one that can: "
+            "pip install 'numpy>=1.23,<2'"
+        )
+    restore_numpy_aliases()
+    set_thread_count()
+
+
+def model_store() -> str:
+    """Address of the store of published weights, ending in a slash; a mirror by MXNET_GLUON_REPO.
+
+    The variable is GluonCV's.
+    """
+    return os.environ.get("MXNET_GLUON_REPO", _MODEL_STORE).rstrip("/") + "/"
+
+
+def model_folder() -> Path:
+    """Folder of downloaded weights, shared with GluonCV: ``$MXNET_HOME/models``."""
+    return Path(os.environ.get("MXNET_HOME", "~/.mxnet")).expanduser() / "models"
