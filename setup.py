@@ -1,0 +1,48 @@
+"""Package metadata. `make install` sets up a whole environment; see docs/installation.md."""
+
+from __future__ import annotations
+
+from setuptools import find_packages, setup
+
+setup(
+    name="gluon-resnest",
+    version="0.1.0",
+    description="ResNeSt: Split-Attention Networks, for Apache MXNet 1.9.1 (Gluon) and Horovod",
+    packages=find_packages(include=["gluon_resnest", "gluon_resnest.*"]),
+    python_requires=">=3.8,<3.13",
+    # MXNet itself is an extra, because CPU and GPU builds are different packages. It uses names
+    # that NumPy removed in 2.0; what went in 1.24 is mended by gluon_resnest/runtime.py.
+    install_requires=[
+        "numpy>=1.23,<2",
+        "setuptools<81; python_version >= '3.12'",  # MXNet imports distutils
+        "PyYAML>=5.4",
+        "tqdm>=4.60",
+        "opencv-python-headless>=4.5,<4.12",  # 4.12 and later are for NumPy 2
+        "Pillow>=9.0",
+        "matplotlib>=3.5",
+    ],
+    extras_require={
+        "cpu": ["mxnet==1.9.1"],
+        "cu112": ["mxnet-cu112==1.9.1"],
+        "cu117": ["mxnet-cu117==1.9.1"],
+        # Horovod finds its frameworks when it is compiled: MXNet must be there before it, so
+        # scripts/install_environment.py builds it and plain pip (with build isolation) cannot.
+        "horovod": ["horovod==0.28.1"],
+        # 1.19 dropped onnx.mapping, which MXNet's exporter imports.
+        "onnx": ["onnx>=1.13,<1.19", "onnxruntime>=1.14"],
+        "lint": ["ruff"],
+        "dev": [
+            "ruff",
+            "pytest>=7.4",
+            "scikit-learn>=1.2,<1.6",
+            # What GluonCV imports. It comes without its own dependencies (gluoncv-unmanaged in
+            # toolchain/install.py): they name opencv-python, whose wheels need libGL.
+            "autocfg>=0.0.8",
+            "pandas>=1.5,<3",
+            "portalocker>=2.0",
+            "requests",
+            "scipy>=1.9",
+            "yacs>=0.1.8",
+        ],
+    },
+)

@@ -1,0 +1,1 @@
+"""Sets up the environment. Standard library only: it runs before anything is installed."""
