@@ -1,0 +1,1 @@
+"""Record files, sampling, augmentation and batches; knows no network."""

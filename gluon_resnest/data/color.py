@@ -1,0 +1,92 @@
+"""Colour jitter and lighting, on uint8 pixels (H, W, 3) in the order R, G, B.
+
+Each result is rounded and clipped to 0-255, once an operation as in Gluon's transforms (which cut
+the fraction off instead: at most one level darker).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+# ITU-R BT.601, as MXNet and Pillow weigh the channels.
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+
+# Principal components of ImageNet's colours: AlexNet's, in levels of 0-255.
+PCA_EIGENVALUES = np.array([55.46, 4.794, 1.148])
+PCA_EIGENVECTORS = np.array([
+    [-0.5675, 0.7192, 0.4009],
+    [-0.5808, -0.0045, -0.8140],
+    [-0.5836, -0.6948, 0.4203],
+])
+
+_LEVELS = np.arange(256.0)
+
+
+class Jitter(NamedTuple):
+    """One of the three jitters and its factor; 1 changes nothing."""
+
+    kind: str
+    factor: float
+
+
+def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Scale all levels: factor * x."""
+    return cv2.LUT(image, _table(_LEVELS * factor))
+
+
+def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with the mean luminance m of the whole image: factor * x + (1 - factor) * m."""
+    mean = float(np.dot(cv2.mean(image)[:3], LUMINANCE))
+    return cv2.LUT(image, _table(_LEVELS * factor + (1 - factor) * mean))
+
+
+def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    """Blend each pixel with its own luminance: factor * x + (1 - factor) * luminance(x).
+
+    MXNet's operator takes 0.114 * blue for the luminance, by an assignment where a sum is meant.
+    """
+    matrix = factor * np.eye(3) + (1 - factor) * LUMINANCE
+    return cv2.transform(image, matrix)
+
+
+_ADJUSTMENTS = {
+    "brightness": adjust_brightness,
+    "contrast": adjust_contrast,
+    "saturation": adjust_saturation,
+}
+
+
+def draw_jitter(rng: np.random.Generator, strength: float) -> tuple[Jitter, ...]:
+    """Draw the three jitters in random order, each factor from 1 - strength to 1 + strength."""
+    kinds = list(_ADJUSTMENTS)
+    return tuple(
+        Jitter(kinds[i], rng.uniform(max(0.0, 1 - strength), 1 + strength))
+        for i in rng.permutation(len(kinds))
+    )
+
+
+def apply_jitter(image: np.ndarray, jitters: tuple[Jitter, ...]) -> np.ndarray:
+    """Apply jitters one after the other."""
+    for jitter in jitters:
+        image = _ADJUSTMENTS[jitter.kind](image, jitter.factor)
+    return image
+
+
+def draw_lighting(rng: np.random.Generator, deviation: float) -> tuple[float, float, float]:
+    """Draw the weights of the three principal components, each from N(0, deviation**2)."""
+    red, green, blue = rng.normal(0.0, deviation, 3)
+    return float(red), float(green), float(blue)
+
+
+def apply_lighting(image: np.ndarray, weights: tuple[float, float, float]) -> np.ndarray:
+    """Add the weighted principal components of ImageNet's colours to every pixel (AlexNet)."""
+    shift = PCA_EIGENVECTORS @ (PCA_EIGENVALUES * weights)
+    return cv2.LUT(image, _table(_LEVELS[:, None] + shift))
+
+
+def _table(values: np.ndarray) -> np.ndarray:
+    """Lookup table of the 256 levels, alike (256,) or by channel (256, 3)."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)[None]
