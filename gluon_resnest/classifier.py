@@ -1,0 +1,142 @@
+"""A trained network ready to label images, from a checkpoint or from exported files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import HybridBlock
+
+from gluon_resnest.data.transforms import EvaluationTransform
+from gluon_resnest.deploy.symbol import CARD, import_symbol
+from gluon_resnest.errors import InputError
+from gluon_resnest.layers import Normalize
+from gluon_resnest.models import check_input_size, find_variant, get_model
+from gluon_resnest.models.weights import classes_in, read_params
+
+CROP_RATIO = 0.875
+SYMBOL_SUFFIX = "-symbol.json"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Network, preprocessing and class names that belong together.
+
+    Calling it gives logits (N, classes) for pixels (N, H, W, 3), uint8, RGB.
+    """
+
+    name: str
+    net: HybridBlock
+    classes: int
+    class_names: tuple[str, ...]
+    input_size: int
+    crop_ratio: float
+    ctx: mx.Context
+
+    def __call__(self, pixels: mx.nd.NDArray) -> mx.nd.NDArray:
+        return self.net(Normalize()(pixels))
+
+    @property
+    def transform(self) -> EvaluationTransform:
+        """From an image (H, W, 3) of any size to the network's crop."""
+        return EvaluationTransform(self.input_size, self.crop_ratio)
+
+    def probabilities(self, crops: np.ndarray) -> np.ndarray:
+        """Class probabilities (N, classes) of crops (N, H, W, 3), uint8."""
+        logits = self(mx.nd.array(crops, ctx=self.ctx, dtype=np.uint8))
+        return mx.nd.softmax(logits).asnumpy()
+
+
+def load_classifier(
+    model: str,
+    params: Path | None = None,
+    classes: int | None = None,
+    input_size: int | None = None,
+    crop_ratio: float | None = None,
+    class_names: Path | None = None,
+    ctx: mx.Context | None = None,
+) -> Classifier:
+    """Make a classifier from the common command-line flags.
+
+    Parameters
+    ----------
+    model, params
+        Name of a network and its ``.params`` file; or the path of an exported
+        ``NAME-symbol.json``, whose parameters and ``model.json`` stand beside it.
+    classes, input_size, crop_ratio
+        Instead of those of the weights, the variant or the ``model.json``.
+    class_names
+        Text file with one name a line. By default ``classes.txt`` beside the parameters.
+
+    Raises
+    ------
+    InputError
+        If something is missing or contradicts something else.
+    """
+    ctx = ctx or mx.cpu()
+    if crop_ratio is not None and not 0 < crop_ratio <= 1:
+        raise InputError(f"--crop-ratio {crop_ratio} must be above 0 and at most 1")
+    if model.endswith(SYMBOL_SUFFIX):
+        card, net, params = _exported(Path(model), params, ctx)
+    else:
+        card, net = _checkpoint(model, params, classes, ctx)
+    if classes is not None and classes != card["classes"]:
+        raise InputError(
+            f"--classes {classes} contradicts the {card['classes']} classes of {model}")
+    size = input_size or card["input_size"]
+    check_input_size(size, "--input-size")
+    net.hybridize(static_alloc=True)
+    names = _names(class_names, Path(params).with_name("classes.txt"), card)
+    return Classifier(card["model"], net, card["classes"], names, size,
+                      crop_ratio or card["crop_ratio"], ctx)
+
+
+def _exported(symbol: Path, params: Path | None, ctx: mx.Context):
+    stem = symbol.name[: -len(SYMBOL_SUFFIX)]
+    params = params or symbol.with_name(f"{stem}-0000.params")
+    card_path = symbol.with_name(CARD)
+    net = import_symbol(symbol, params, ctx)
+    try:
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+        missing = {"model", "classes", "input_size", "crop_ratio"} - set(card)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{card_path}, the card beside {symbol}, cannot be read ({error}): "
+                         "export the model again") from None
+    if missing:
+        raise InputError(f"{card_path} lacks {', '.join(sorted(missing))}: export the model again")
+    return card, net, params
+
+
+def _checkpoint(
+    model: str, params: Path | None, classes: int | None, ctx: mx.Context
+) -> tuple[dict[str, Any], HybridBlock]:
+    variant = find_variant(model)
+    if params is None:
+        raise InputError(f"--params is missing: give the .params file of {model}'s weights")
+    if classes is None:
+        classes = classes_in(read_params(params), params)
+    net = get_model(model, pretrained=params, classes=classes, ctx=ctx)
+    card = {"model": variant.name, "classes": classes, "input_size": variant.test_size,
+            "crop_ratio": CROP_RATIO}
+    return card, net
+
+
+def _names(given: Path | None, beside: Path, card: dict[str, Any]) -> tuple[str, ...]:
+    """Class names from the file given, from the card, from the file beside, or numbers."""
+    classes = card["classes"]
+    if given is None and card.get("class_names"):
+        names = card["class_names"]
+    elif given is None and not beside.is_file():
+        names = [f"class {label}" for label in range(classes)]
+    else:
+        try:
+            names = (given or beside).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read class names from {given or beside}: {error}") from None
+    if len(names) != classes:
+        raise InputError(f"{given or beside} names {len(names)} classes, the network has {classes}")
+    return tuple(names)

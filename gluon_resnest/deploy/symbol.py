@@ -1,0 +1,118 @@
+"""Export to MXNet's symbol format: a ``-symbol.json`` and a ``-0000.params`` file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import HybridBlock, SymbolBlock
+
+from gluon_resnest.errors import InputError
+
+INPUT_NAME = "data"
+CARD = "model.json"
+TOLERANCE = 1e-5
+_SEED = 0
+
+
+class DisagreementError(RuntimeError):
+    """The exported files do not compute what the network computes."""
+
+
+def export_symbol(
+    net: HybridBlock, directory: Path, name: str, input_size: int, card: dict[str, Any]
+) -> list[Path]:
+    """Write `net` as symbol, parameters and a card; proven equal to `net` before it is kept.
+
+    Parameters
+    ----------
+    net
+        Input (N, 3, H, W) float32, output (N, classes).
+    directory, name
+        The files are ``NAME-symbol.json``, ``NAME-0000.params`` and ``model.json``.
+    input_size
+        Side, in pixels, of the images that it is checked with, besides a larger one.
+    card
+        What a client needs to know; written to ``model.json`` with the measured agreement.
+
+    Returns
+    -------
+    list of Path
+        The three files.
+
+    Raises
+    ------
+    DisagreementError
+        If logits differ by more than 1e-5 (of the largest logit); nothing is left behind then.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {directory} cannot be a folder: {error.strerror}") from None
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as scratch:
+        prefix = Path(scratch) / name
+        net.hybridize(static_alloc=True)
+        net(mx.nd.zeros((1, 3, input_size, input_size)))  # traces the graph
+        net.export(str(prefix), epoch=0)
+        symbol, params = Path(f"{prefix}-symbol.json"), Path(f"{prefix}-0000.params")
+        agreement = _agreement(net, import_symbol(symbol, params), input_size)
+        if not agreement <= TOLERANCE:
+            raise DisagreementError(
+                f"exported logits differ from the network's by {agreement:.2g} of the largest "
+                f"(allowed: {TOLERANCE:.0e}); nothing was written"
+            )
+        described = Path(scratch) / CARD
+        described.write_text(json.dumps(
+            {**card, "files": [symbol.name, params.name], "input_name": INPUT_NAME,
+             "largest_relative_difference": agreement}, indent=2) + "\n", encoding="utf-8")
+        written = [symbol, params, described]
+        return [path.replace(directory / path.name) for path in written]
+
+
+def import_symbol(
+    symbol: Path, params: Path, ctx: mx.Context | None = None
+) -> SymbolBlock:
+    """The network in a pair of exported files.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, or the two cannot be read together.
+    """
+    for path in (symbol, params):
+        if not Path(path).is_file():
+            raise InputError(f"{path} is missing: scripts/export_model.py writes it")
+    try:
+        with warnings.catch_warnings():
+            # It looks for operators of MXNet's NumPy interface, which these graphs never use.
+            warnings.simplefilter("ignore")
+            net = SymbolBlock.imports(str(symbol), [INPUT_NAME], str(params), ctx=ctx or mx.cpu())
+    except (mx.MXNetError, AssertionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{symbol} and {params} cannot be loaded together ({reason})") from None
+    return net
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _agreement(net: HybridBlock, other: HybridBlock, input_size: int) -> float:
+    """Largest difference of logits over the largest logit; several batches and sizes."""
+    rng = np.random.default_rng(_SEED)
+    worst = 0.0
+    for images, size in ((1, input_size), (3, input_size), (2, input_size + 33)):
+        data = mx.nd.array(rng.standard_normal((images, 3, size, size)), dtype=np.float32)
+        expected, found = net(data).asnumpy(), other(data).asnumpy()
+        scale = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
+        difference = np.abs(found - expected).max() / scale
+        worst = max(worst, float(difference) if np.isfinite(difference) else float("inf"))
+    return worst

@@ -1,0 +1,99 @@
+"""Accuracy of a network on a set of images, each counted exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Callable
+
+import mxnet as mx
+import numpy as np
+
+Reduce = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Sums over evaluated images, and the figures that follow from them."""
+
+    images: int
+    top1_hits: int
+    top5_hits: int
+    loss_sum: float
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose label is the highest logit, %."""
+        return 100 * self.top1_hits / self.images
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose label is among the five highest logits, %."""
+        return 100 * self.top5_hits / self.images
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy, nats."""
+        return self.loss_sum / self.images
+
+    def as_dict(self) -> dict[str, float]:
+        return {"images": self.images, "top1": self.top1, "top5": self.top5, "loss": self.loss}
+
+
+def evaluate(
+    forward: Callable[[mx.nd.NDArray], mx.nd.NDArray],
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    ctx: mx.Context,
+    expected_images: int,
+    reduce: Reduce = lambda sums: sums,
+    batch_size: int | None = None,
+) -> Result:
+    """Count hits over batches of (images (n, H, W, 3) uint8, labels (n,)).
+
+    Parameters
+    ----------
+    forward
+        From pixels (n, H, W, 3) uint8 to logits (n, classes).
+    batches
+        This worker's share of the images.
+    expected_images
+        Number of images over all workers; another count is an error, never a silent bias.
+    reduce
+        Sum over the workers of a float64 vector.
+    batch_size
+        Short batches are filled up to it, and the filling not counted, so that a static graph
+        meets one shape only.
+    """
+    sums = np.zeros(4)
+    for images, labels in batches:
+        logits = forward(mx.nd.array(_filled(images, batch_size), ctx=ctx, dtype=np.uint8))
+        sums += _sums(logits.asnumpy()[: len(labels)], labels)
+    total, top1, top5, loss = reduce(sums)
+    if round(total) != expected_images:
+        raise RuntimeError(f"evaluated {round(total)} images of {expected_images}")
+    return Result(round(total), round(top1), round(top5), float(loss))
+
+
+def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Number of classes (N,) whose logit is not below the label's; 0 is a top-1 hit.
+
+    Ties and NaN count against the network: a constant or broken one must not score.
+    """
+    of_label = logits[np.arange(len(labels)), labels][:, None]
+    return (~(logits < of_label)).sum(axis=1) - 1
+
+
+def _sums(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Images, top-1 hits, top-5 hits and summed cross entropy of logits (N, K), labels (N,)."""
+    ranks = label_ranks(logits, labels)
+    logits = logits.astype(np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    loss = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    return np.array([len(labels), (ranks < 1).sum(), (ranks < 5).sum(), loss.sum()])
+
+
+def _filled(images: np.ndarray, batch_size: int | None) -> np.ndarray:
+    missing = (batch_size or 0) - len(images)
+    if missing <= 0:
+        return images
+    return np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])

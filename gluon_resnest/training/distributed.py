@@ -1,0 +1,123 @@
+"""The workers of a run: one process alone, or the ranks that Horovod connects."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from gluon_resnest import runtime
+from gluon_resnest.errors import InputError
+
+
+class Workers:
+    """A process alone: rank 0 of 1. What Horovod does over ranks is here done with one."""
+
+    rank = 0
+    size = 1
+    local_rank = 0
+
+    def trainer(self, params: gluon.ParameterDict, optimizer: mx.optimizer.Optimizer):
+        """A Gluon trainer whose `step` averages the gradients over the workers."""
+        return gluon.Trainer(params, optimizer, kvstore=None)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Element-wise sum over the workers, in float64."""
+        return np.asarray(values, dtype=np.float64)
+
+    def broadcast(self, params: gluon.ParameterDict) -> None:
+        """Give every worker the parameters of rank 0."""
+
+    def share(self, value: Any) -> Any:
+        """The value of rank 0, on every worker."""
+        return value
+
+    def close(self) -> None:
+        """Wait until every worker is done; a rank that leaves early would end the others."""
+
+    def on_first(self, action: Callable[[], Any]) -> Any:
+        """Run `action` on rank 0; every worker gets its result, or its :class:`InputError`.
+
+        Without this a rank that stops alone would leave the others waiting for it.
+        """
+        result = error = None
+        if self.rank == 0:
+            try:
+                result = action()
+            except InputError as raised:
+                error = str(raised)
+        result, error = self.share((result, error))
+        if error is not None:
+            raise InputError(error)
+        return result
+
+    def average_running_statistics(self, net: gluon.HybridBlock) -> None:
+        """Give every worker the mean over the workers of the BN running means and variances.
+
+        Each rank gathers them from its own shard; evaluation and checkpoints want one network.
+        """
+        if self.size == 1:
+            return
+        statistics = [parameter for parameter in net.collect_params().values()
+                      if parameter.grad_req == "null"]
+        arrays = [parameter.data().asnumpy() for parameter in statistics]
+        mean = self.sum(np.concatenate([array.ravel() for array in arrays])) / self.size
+        ends = np.cumsum([array.size for array in arrays])
+        for parameter, part, array in zip(statistics, np.split(mean, ends[:-1]), arrays):
+            parameter.set_data(mx.nd.array(part.reshape(array.shape), dtype=array.dtype))
+
+
+class HorovodWorkers(Workers):
+    """The ranks started by `horovodrun` or `mpirun`."""
+
+    def __init__(self) -> None:
+        try:
+            import horovod.mxnet as hvd
+        except ImportError as error:
+            raise InputError(
+                f"{runtime.launched_size()} processes were launched, but Horovod cannot be "
+                f"imported ({error}): `horovodrun --check-build` must show MXNet; "
+                "docs/installation.md says how it is built"
+            ) from None
+        hvd.init()
+        self._hvd = hvd
+        self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+
+    def trainer(self, params, optimizer):
+        return self._hvd.DistributedTrainer(params, optimizer)
+
+    def sum(self, values):
+        array = mx.nd.array(np.asarray(values, dtype=np.float64), dtype="float64")
+        return self._hvd.allreduce(array, name="sum", op=self._hvd.Sum).asnumpy()
+
+    def broadcast(self, params):
+        self._hvd.broadcast_parameters(params, root_rank=0)
+
+    def share(self, value):
+        value = self._hvd.broadcast_object(value, root_rank=0, name="share")
+        mx.nd.waitall()  # rank 0 only queues its part: it must not leave before it is sent
+        return value
+
+    def close(self):
+        self.sum(np.zeros(1))
+        self._hvd.shutdown()
+
+
+def connect() -> Workers:
+    """The workers that the launcher started, connected; or this process alone."""
+    return HorovodWorkers() if runtime.launched_size() > 1 else Workers()
+
+
+def device(workers: Workers, no_cuda: bool = False) -> mx.Context:
+    """The GPU of this rank on its host, or the CPU where there is none or `no_cuda`."""
+    gpus = 0 if no_cuda else mx.context.num_gpus()
+    if not gpus:
+        return mx.cpu()
+    if workers.local_rank >= gpus:
+        raise InputError(
+            f"local rank {workers.local_rank} has no GPU of its own: this host has {gpus}; start "
+            "at most that many ranks on it, or give --no-cuda"
+        )
+    return mx.gpu(workers.local_rank)

@@ -1,0 +1,144 @@
+"""What determines the result of a run: the paper's recipe as data, one row of defaults a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from gluon_resnest.data.sampling import steps_per_epoch
+from gluon_resnest.errors import InputError
+from gluon_resnest.models import Variant, check_input_size, find_variant
+from gluon_resnest.training.schedule import Schedule, linear_scaling_rule
+
+IMAGENET_TRAIN_IMAGES = 1_281_167
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run's result depends on, but for its data and its number of workers.
+
+    The defaults are the paper's ("Training Strategy" and "Image Classification Results"); those
+    that differ by model come from its row of the table of variants, by :func:`recipe_of`.
+
+    Attributes
+    ----------
+    batch_size
+        Images a worker and step. The global batch is this times the number of workers.
+    base_lr
+        Learning rate for 256 images; the peak follows by the linear scaling rule.
+    lr
+        Learning rate a worker, as GluonCV's and Horovod's scripts have it: the peak is this times
+        the number of workers. Replaces the rule if it is given.
+    wd, wd_all
+        Weight decay, of convolution and dense weights only unless `wd_all`.
+    last_gamma
+        Start the last batch normalisation of each block at gamma = 0.
+    label_smoothing, smoothing_rule
+        Epsilon; ``"paper"`` spreads it over the other K - 1 classes, ``"gluoncv"`` over all K.
+    mixup_alpha, mixup_lambda, mixup_off_epoch
+        Beta(alpha, alpha) of mixup, 0 for none; lambda drawn for each ``"sample"`` (paper) or each
+        ``"batch"`` (GluonCV's script); number of last epochs without mixup.
+    auto_aug, color_jitter, lighting
+        AutoAugment's ImageNet policy; strengths of the jitter and of the PCA lighting.
+    """
+
+    model: str
+    classes: int = 1000
+    train_size: int = 224
+    test_size: int = 224
+    crop_ratio: float = 0.875
+    batch_size: int = 128
+    epochs: int = 270
+    base_lr: float = 0.1
+    lr: float | None = None
+    warmup_epochs: int = 5
+    warmup_lr: float = 0.0
+    momentum: float = 0.9
+    wd: float = 1e-4
+    wd_all: bool = False
+    last_gamma: bool = True
+    label_smoothing: float = 0.1
+    smoothing_rule: str = "paper"
+    mixup_alpha: float = 0.2
+    mixup_lambda: str = "sample"
+    mixup_off_epoch: int = 0
+    final_drop: float = 0.0
+    auto_aug: bool = True
+    color_jitter: float = 0.4
+    lighting: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_input_size(self.train_size, "--input-size")
+        check_input_size(self.test_size, "--test-size")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{_flag(name)} {value} is too small: give at least {least}")
+        for name, most in _MOST.items():
+            if getattr(self, name) >= most:
+                raise InputError(
+                    f"{_flag(name)} {getattr(self, name)} is too large: give less than {most}"
+                )
+        if self.epochs and self.warmup_epochs >= self.epochs:
+            raise InputError(
+                f"--warmup-epochs {self.warmup_epochs} leaves nothing of --num-epochs "
+                f"{self.epochs} for the cosine: give fewer"
+            )
+
+    def peak_lr(self, world_size: int) -> float:
+        """Largest learning rate of the run on `world_size` workers."""
+        if self.lr is not None:
+            return self.lr * world_size
+        return linear_scaling_rule(self.batch_size * world_size, self.base_lr)
+
+    def schedule(self, images: int, world_size: int) -> Schedule:
+        """Learning rate by iteration for `images` training images on `world_size` workers."""
+        steps = steps_per_epoch(images, self.batch_size, world_size)
+        return Schedule(
+            self.peak_lr(world_size),
+            total_steps=self.epochs * steps,
+            warmup_steps=self.warmup_epochs * steps,
+            warmup_lr=self.warmup_lr,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_LEAST = {"classes": 2, "batch_size": 1, "epochs": 1, "base_lr": 0, "lr": 0, "warmup_epochs": 0,
+          "warmup_lr": 0, "momentum": 0, "wd": 0, "label_smoothing": 0, "mixup_alpha": 0,
+          "mixup_off_epoch": 0, "final_drop": 0, "color_jitter": 0, "lighting": 0, "seed": 0}
+_MOST = {"momentum": 1, "label_smoothing": 1, "final_drop": 1}
+
+
+def _flag(field: str) -> str:
+    """The command line's flag that sets `field`."""
+    return {"epochs": "--num-epochs"}.get(field, f"--{field.replace('_', '-')}")
+
+
+def recipe_of(model: str, **overrides: Any) -> Recipe:
+    """The paper's recipe for `model`, with the `overrides` that are not None.
+
+    A training size that is given alone is the test size too.
+
+    Raises
+    ------
+    InputError
+        For an unknown model or a value that cannot be.
+    """
+    variant: Variant = find_variant(model)
+    known = {field.name for field in fields(Recipe)}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if not set(given) <= known:
+        raise TypeError(f"no such fields of a recipe: {sorted(set(given) - known)}")
+    if "train_size" in given:
+        given.setdefault("test_size", given["train_size"])
+    own = Recipe(
+        variant.name,
+        train_size=variant.train_size,
+        test_size=variant.test_size,
+        batch_size=variant.batch_size,
+        final_drop=variant.final_drop,
+    )
+    return replace(own, **given)

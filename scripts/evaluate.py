@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Measure top-1 and top-5 accuracy on a RecordIO file, each image counted once."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gluon_resnest import command_line
+from gluon_resnest.classifier import load_classifier
+from gluon_resnest.data.loader import EvaluationLoader, check_classes
+from gluon_resnest.data.records import RecordFile
+from gluon_resnest.evaluation import evaluate
+from gluon_resnest.training.distributed import Workers, device
+
+EXAMPLES = """
+  python scripts/evaluate.py --model resnest50 --params resnest50.params --rec-val val.rec
+  python scripts/evaluate.py --model exported/resnest50-symbol.json --rec-val val.rec --json
+"""
+
+
+def main() -> None:
+    parser = command_line.parser(__doc__, EXAMPLES)
+    command_line.add_network_flags(parser)
+    parser.add_argument("--rec-val", type=Path, required=True, metavar="FILE",
+                        help="images to evaluate, made by scripts/pack_records.py or im2rec")
+    parser.add_argument("--rec-val-idx", type=Path, metavar="FILE",
+                        help="its index (default: the .idx beside it)")
+    command_line.add_device_flags(parser, 32, "images at a time (default: 32)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    args = parser.parse_args()
+
+    ctx = device(Workers(), args.no_cuda)
+    with RecordFile(args.rec_val, args.rec_val_idx) as records:
+        classifier = load_classifier(args.model, args.params, args.classes, args.input_size,
+                                     args.crop_ratio, ctx=ctx)
+        check_classes(records, classifier.classes)
+        loader = EvaluationLoader(records, classifier.transform, args.batch_size, 0, 1,
+                                  classifier.classes, args.data_nthreads)
+        started = time.perf_counter()
+        result = evaluate(classifier, tqdm(loader, desc="evaluating", unit="batch"), ctx,
+                          expected_images=len(records), batch_size=args.batch_size)
+        seconds = time.perf_counter() - started
+    figures = {"model": classifier.name, "input_size": classifier.input_size,
+               "classes": classifier.classes, **result.as_dict(),
+               "images_per_second": result.images / seconds}
+    if args.json:
+        print(json.dumps(figures, indent=2))
+        return
+    print(f"{classifier.name} at {classifier.input_size} px on {result.images} images: "
+          f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
+          f"cross entropy {result.loss:.4f}, {figures['images_per_second']:.1f} images/s")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
