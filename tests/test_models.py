@@ -15,7 +15,7 @@ from mxnet import autograd
 import gluon_resnest
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import VARIANTS, check_input_size, find_variant
-from gluon_resnest.models.resnest import Bottleneck
+from gluon_resnest.models.resnest import BlockSettings, Bottleneck
 
 # Trainable parameters, running statistics, and arrays in a .params file: read off GluonCV's and
 # the ResNeSt repository's networks, 1000 classes.
@@ -116,7 +116,7 @@ def test_any_size_works(name, size):
 def test_pooling_stands_where_the_name_says(name):
     """At stride 2 the attention sees the large map, in the fast networks the small one."""
     seen = []
-    block = Bottleneck(64, 32, find_variant(name), strides=2, downsample=None)
+    block = Bottleneck(64, 32, BlockSettings(find_variant(name)), strides=2, pool=True)
     block.initialize()
     block.conv2.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[2]))
     block.conv3.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[2]))

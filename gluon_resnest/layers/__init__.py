@@ -1,6 +1,17 @@
 """HybridBlocks that know no network."""
 
-from gluon_resnest.layers.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
-from gluon_resnest.layers.split_attention import SplitAttention
+from gluon_resnest.layers.normalization import GroupNorm, NormLayer, check_batch, make_norm
+from gluon_resnest.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from gluon_resnest.layers.split_attention import SplitAttention, attention_channels
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Normalize", "SplitAttention"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "GroupNorm",
+    "NormLayer",
+    "Normalize",
+    "SplitAttention",
+    "attention_channels",
+    "check_batch",
+    "make_norm",
+]

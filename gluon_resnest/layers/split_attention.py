@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any
 
 from mxnet.gluon import nn
+
+from gluon_resnest.layers.normalization import NormLayer, check_batch, make_norm
 
 
 def attention_channels(channels: int, radix: int) -> int:
@@ -48,7 +50,14 @@ class SplitAttention(nn.HybridBlock):
     kernel_size, strides, padding, dilation
         Of the grouped convolution.
     norm_layer, norm_kwargs
-        Normalisation, called as ``norm_layer(in_channels=..., **norm_kwargs)``.
+        Normalisation, as :func:`~gluon_resnest.layers.normalization.make_norm` takes it.
+
+    Raises
+    ------
+    ValueError
+        For groups that the channels cannot be divided into.
+    InputError
+        When called, for a training batch of one image that batch normalisation cannot train on.
 
     Shapes
     ------
@@ -65,7 +74,7 @@ class SplitAttention(nn.HybridBlock):
         strides: int = 1,
         padding: int = 1,
         dilation: int = 1,
-        norm_layer: Callable[..., nn.HybridBlock] = nn.BatchNorm,
+        norm_layer: NormLayer = nn.BatchNorm,
         norm_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -91,13 +100,17 @@ class SplitAttention(nn.HybridBlock):
             channels * radix, kernel_size, strides, padding, dilation,
             groups=cardinality * radix, in_channels=channels, use_bias=False,
         )
-        self.bn = norm_layer(in_channels=channels * radix, **norm_kwargs)
+        self.bn = make_norm(norm_layer, channels * radix, norm_kwargs)
         self.relu = nn.Activation("relu")
         # The bias of fc1 is cancelled by the normalisation behind it; published weights have it.
         self.fc1 = nn.Conv2D(hidden, 1, groups=cardinality, in_channels=channels)
-        self.bn1 = norm_layer(in_channels=hidden, **norm_kwargs)
+        self.bn1 = make_norm(norm_layer, hidden, norm_kwargs, at_one_pixel=True)
         self.relu1 = nn.Activation("relu")
         self.fc2 = nn.Conv2D(channels * radix, 1, groups=cardinality, in_channels=hidden)
+
+    def forward(self, x, *args):
+        check_batch(x, self.bn1)
+        return super().forward(x, *args)
 
     def hybrid_forward(self, F, x):
         splits = self.relu(self.bn(self.conv(x)))  # (N, R C, H', W'), radix-major

@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import mxnet as mx
 from mxnet.gluon import nn
 
-from gluon_resnest.layers import SplitAttention
+from gluon_resnest.layers import NormLayer, SplitAttention, check_batch, make_norm
 from gluon_resnest.models.variants import Variant
 
 EXPANSION = 4
-NormLayer = Callable[..., nn.HybridBlock]
 
 # Attribute names, and the order in which layers are made, are those of GluonCV's and the ResNeSt
 # repository's networks: the first make the keys of .params files, the second the names in symbols.
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What all blocks of a network share."""
+
+    variant: Variant
+    last_gamma: bool = False
+    norm_layer: NormLayer = nn.BatchNorm
+    norm_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def norm(self, channels: int, zero_gamma: bool = False) -> nn.HybridBlock:
+        return make_norm(self.norm_layer, channels, self.norm_kwargs, zero_gamma=zero_gamma)
 
 
 class Bottleneck(nn.HybridBlock):
     """1x1 convolution, split attention, 1x1 convolution, and a shortcut around them.
 
     A block with stride 2 pools with a 3x3 average instead of striding the convolution (paper,
-    "Average Downsampling"), behind the split attention or, if `avd_first`, before it.
+    "Average Downsampling"), behind the split attention or, if the variant is "fast", before it.
+    The first block of a dilated stage pools with stride 1 in its place. With radix 0 a strided
+    3x3 convolution takes the place of split attention and pooling, as in ResNet-D.
+
+    Parameters
+    ----------
+    planes, in_channels
+        Nominal width, and channels of the input.
+    settings
+        Of the network.
+    strides, dilation
+        Of the block.
+    pool
+        Whether it stands at a transition and therefore pools.
+    downsample
+        Projection on the shortcut.
 
     Shapes
     ------
@@ -32,30 +60,38 @@ class Bottleneck(nn.HybridBlock):
         self,
         planes: int,
         in_channels: int,
-        variant: Variant,
+        settings: BlockSettings,
         strides: int = 1,
+        dilation: int = 1,
+        pool: bool = False,
         downsample: nn.HybridSequential | None = None,
-        last_gamma: bool = False,
-        norm_layer: NormLayer = nn.BatchNorm,
-        norm_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        norm_kwargs = norm_kwargs or {}
+        variant = settings.variant
         self._avd_first = variant.avd_first
         group_width = planes * variant.width // 64 * variant.cardinality
         self.conv1 = nn.Conv2D(group_width, 1, in_channels=in_channels, use_bias=False)
-        self.bn1 = norm_layer(in_channels=group_width, **norm_kwargs)
+        self.bn1 = settings.norm(group_width)
         self.relu1 = nn.Activation("relu")
-        self.conv2 = SplitAttention(
-            group_width, variant.radix, variant.cardinality,
-            norm_layer=norm_layer, norm_kwargs=norm_kwargs, prefix="",
-        )
-        self.avd_layer = nn.AvgPool2D(3, strides, padding=1) if strides > 1 else None
+        self.bn2 = self.avd_layer = None
+        if variant.radix == 0:
+            self.conv2 = nn.Conv2D(group_width, 3, strides, dilation, dilation,
+                                   groups=variant.cardinality, in_channels=group_width,
+                                   use_bias=False)
+            self.bn2 = settings.norm(group_width)
+            self.relu2 = nn.Activation("relu")
+        else:
+            self.conv2 = SplitAttention(
+                group_width, variant.radix, variant.cardinality, padding=dilation,
+                dilation=dilation, norm_layer=settings.norm_layer,
+                norm_kwargs=settings.norm_kwargs, prefix="",
+            )
+            if pool:
+                self.avd_layer = nn.AvgPool2D(3, strides, padding=1)
         self.conv3 = nn.Conv2D(planes * EXPANSION, 1, in_channels=group_width, use_bias=False)
         # Zero: the block starts as its shortcut, which steadies training with large batches.
-        gamma = {"gamma_initializer": "zeros"} if last_gamma else {}
-        self.bn3 = norm_layer(in_channels=planes * EXPANSION, **{**norm_kwargs, **gamma})
+        self.bn3 = settings.norm(planes * EXPANSION, zero_gamma=settings.last_gamma)
         self.relu3 = nn.Activation("relu")
         self.downsample = downsample
 
@@ -65,6 +101,8 @@ class Bottleneck(nn.HybridBlock):
         if self.avd_layer is not None and self._avd_first:
             out = self.avd_layer(out)
         out = self.conv2(out)
+        if self.bn2 is not None:
+            out = self.relu2(self.bn2(out))
         if self.avd_layer is not None and not self._avd_first:
             out = self.avd_layer(out)
         out = self.bn3(self.conv3(out))
@@ -80,22 +118,37 @@ class ResNeSt(nn.HybridBlock):
         The architecture, a row of :mod:`gluon_resnest.models.variants`.
     classes
         Outputs of the classifier.
+    features_only
+        Leave the classifier out and return the maps of the four stages, for detectors and
+        segmenters; see the attributes `strides` and `channels`.
     last_gamma
         Start the last batch normalisation of each block with gamma = 0 (paper, "Large Mini-batch
         Distributed Training"). Matters for training from scratch only.
     norm_layer, norm_kwargs
-        Normalisation, called as ``norm_layer(in_channels=..., **norm_kwargs)``.
+        Normalisation, as :func:`~gluon_resnest.layers.normalization.make_norm` takes it.
+
+    Attributes
+    ----------
+    strides, channels
+        Of the four stages, C2 to C5: what they divide height and width by, and their channels.
 
     Shapes
     ------
-    Input (N, 3, H, W): RGB, normalised with ImageNet's mean and standard deviation, any size of
-    at least 32 pixels. Output (N, classes): logits.
+    Input (N, in_channels, H, W): RGB, normalised with ImageNet's mean and standard deviation, any
+    size of at least 32 pixels. Output (N, classes): logits; or, of features only, four maps
+    (N, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+
+    Raises
+    ------
+    InputError
+        When called, for a training batch of one image that batch normalisation cannot train on.
     """
 
     def __init__(
         self,
         variant: Variant,
         classes: int = 1000,
+        features_only: bool = False,
         last_gamma: bool = False,
         norm_layer: NormLayer = nn.BatchNorm,
         norm_kwargs: dict[str, Any] | None = None,
@@ -105,35 +158,39 @@ class ResNeSt(nn.HybridBlock):
         super().__init__(prefix=prefix, **kwargs)
         self.variant = variant
         self.classes = classes
-        block_kwargs = {"variant": variant, "last_gamma": last_gamma, "norm_layer": norm_layer,
-                        "norm_kwargs": dict(norm_kwargs or {})}
-        norm_kwargs = block_kwargs["norm_kwargs"]
+        self._features_only = features_only
+        settings = BlockSettings(variant, last_gamma, norm_layer, dict(norm_kwargs or {}))
         stem = variant.stem_width
+        self.channels = tuple(64 * 2**stage * EXPANSION for stage in range(4))
+        dilations, self.strides = _dilations_and_strides(variant.output_stride)
         with self.name_scope():
             self.conv1 = nn.HybridSequential(prefix="conv1")
             self.conv1.add(
-                nn.Conv2D(stem, 3, 2, 1, in_channels=3, use_bias=False),
-                norm_layer(in_channels=stem, **norm_kwargs),
+                nn.Conv2D(stem, 3, 2, 1, in_channels=variant.in_channels, use_bias=False),
+                settings.norm(stem),
                 nn.Activation("relu"),
                 nn.Conv2D(stem, 3, 1, 1, in_channels=stem, use_bias=False),
-                norm_layer(in_channels=stem, **norm_kwargs),
+                settings.norm(stem),
                 nn.Activation("relu"),
                 nn.Conv2D(stem * 2, 3, 1, 1, in_channels=stem, use_bias=False),
             )
-            self.bn1 = norm_layer(in_channels=stem * 2, **norm_kwargs)
+            self.bn1 = settings.norm(stem * 2)
             self.relu = nn.Activation("relu")
             self.maxpool = nn.MaxPool2D(3, 2, padding=1)
-            channels = stem * 2
-            for stage, blocks in enumerate(variant.layers, start=1):
-                planes = 32 << stage
-                strides = 1 if stage == 1 else 2
-                setattr(self, f"layer{stage}",
-                        _make_stage(stage, blocks, planes, channels, strides, block_kwargs))
-                channels = planes * EXPANSION
-            self.avgpool = nn.GlobalAvgPool2D()
-            self.flat = nn.Flatten()
-            self.drop = nn.Dropout(variant.final_drop) if variant.final_drop > 0 else None
-            self.fc = nn.Dense(classes, in_units=channels)
+            channels, dilation, stride = stem * 2, 1, 4
+            for stage, blocks in enumerate(variant.layers):
+                layers = _make_stage(stage + 1, blocks, channels, settings,
+                                     self.strides[stage] // stride, dilation, dilations[stage])
+                setattr(self, f"layer{stage + 1}", layers)
+                channels, dilation, stride = (
+                    self.channels[stage], dilations[stage], self.strides[stage])
+            self.drop = None
+            if not features_only:
+                self.avgpool = nn.GlobalAvgPool2D()
+                self.flat = nn.Flatten()
+                if variant.final_drop > 0:
+                    self.drop = nn.Dropout(variant.final_drop)
+                self.fc = nn.Dense(classes, in_units=channels)
 
     def initialize(self, init=None, ctx=None, verbose=False, force_reinit=False):
         """Initialise all parameters; by default as He et al. do (paper, Section 5.1).
@@ -142,10 +199,22 @@ class ResNeSt(nn.HybridBlock):
         """
         super().initialize(init or kaiming(), ctx, verbose, force_reinit)
 
+    def forward(self, x, *args):
+        if self.variant.radix:
+            # Each layer looks too, but in a hybridized network no layer is called again. All
+            # have the same kind of normalisation.
+            check_batch(x, self.layer1[0].conv2.bn1)
+        return super().forward(x, *args)
+
     def hybrid_forward(self, F, x):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = self.flat(self.avgpool(x))
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        c5 = self.layer4(c4)
+        if self._features_only:
+            return c2, c3, c4, c5
+        x = self.flat(self.avgpool(c5))
         if self.drop is not None:
             x = self.drop(x)
         return self.fc(x)
@@ -156,24 +225,36 @@ def kaiming() -> mx.init.Initializer:
     return mx.init.MSRAPrelu(factor_type="in", slope=0)
 
 
+def _dilations_and_strides(output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the four stages: a stage that must not stride any more dilates instead."""
+    dilations, strides = [], []
+    for wanted in (4, 8, 16, 32):
+        strides.append(min(wanted, output_stride))
+        dilations.append(wanted // strides[-1])
+    return tuple(dilations), tuple(strides)
+
+
 def _make_stage(
-    stage: int, blocks: int, planes: int, in_channels: int, strides: int,
-    block_kwargs: dict[str, Any],
+    stage: int, blocks: int, in_channels: int, settings: BlockSettings,
+    strides: int, dilation_before: int, dilation: int,
 ) -> nn.HybridSequential:
+    planes = 32 << stage
     out_channels = planes * EXPANSION
-    # The projection pools before its 1x1 convolution (ResNet-D). In the first stage the pool is
-    # 1x1 and does nothing; it stands there because published weights count it as a child.
+    # The projection pools before its 1x1 convolution (ResNet-D). Where the stage does not stride
+    # the pool is 1x1 and does nothing; it stands there because published weights count it.
     downsample = nn.HybridSequential(prefix=f"down{stage}_")
     with downsample.name_scope():
         downsample.add(
             nn.AvgPool2D(strides, strides, ceil_mode=True, count_include_pad=False),
             nn.Conv2D(out_channels, 1, in_channels=in_channels, use_bias=False),
-            block_kwargs["norm_layer"](in_channels=out_channels, **block_kwargs["norm_kwargs"]),
+            settings.norm(out_channels),
         )
     layers = nn.HybridSequential(prefix=f"layers{stage}_")
     with layers.name_scope():
-        layers.add(Bottleneck(planes, in_channels, strides=strides, downsample=downsample,
-                              prefix="", **block_kwargs))
+        # The first block still dilates as the stage before, as the published networks do.
+        layers.add(Bottleneck(planes, in_channels, settings, strides, dilation_before,
+                              pool=strides > 1 or dilation != dilation_before,
+                              downsample=downsample, prefix=""))
         for _ in range(blocks - 1):
-            layers.add(Bottleneck(planes, out_channels, prefix="", **block_kwargs))
+            layers.add(Bottleneck(planes, out_channels, settings, dilation=dilation, prefix=""))
     return layers

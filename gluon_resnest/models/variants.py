@@ -1,17 +1,20 @@
-"""The variants of the paper and of the published model stores, as data.
+"""The variants of the paper and of the published model stores, as data; any other by its name.
 
 Naming of the ablation (paper, Table 1): ``{R}s{K}x{W}d`` is radix R, cardinality K and bottleneck
-width W. In the ``fast`` networks the average pooling of a transition block stands before the 3x3
-convolution, which saves its cost at the larger map; elsewhere it stands behind.
+width W; radix 0 is the plain block of ResNet-D, the paper's baseline. In the ``fast`` networks the
+average pooling of a transition block stands before the 3x3 convolution, which saves its cost at
+the larger map; elsewhere it stands behind.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gluon_resnest.errors import InputError
+from gluon_resnest.layers import attention_channels
 
 # What the four stages divide the input's height and width by.
 TOTAL_STRIDE = 32
@@ -26,13 +29,21 @@ class Variant:
     layers
         Bottleneck blocks in each of the four stages.
     radix, cardinality, width
-        Splits R, cardinal groups K, and channels of a cardinal group for 64 planes.
+        Splits R (0: no split attention, the block of ResNet-D), cardinal groups K, and channels
+        of a cardinal group for 64 planes.
     stem_width
         Channels of the first two stem convolutions; the third has twice as many.
     avd_first
         Average-pool before the 3x3 convolution of a transition block ("fast") instead of after.
     final_drop
         Dropout before the classifier (paper: 0.2 for the networks of 200 layers and more).
+    dropblock_prob
+        Share that DropBlock drops in the last two stages; the trainer raises it from 0 to this.
+    in_channels
+        Channels of the input image.
+    output_stride
+        What height and width are divided by in all: 32, or 16 or 8 with dilated convolutions in
+        the last stages, for segmentation.
     train_size, test_size
         Square crops in pixels.
     batch_size
@@ -52,6 +63,9 @@ class Variant:
     stem_width: int = 32
     avd_first: bool = False
     final_drop: float = 0.0
+    dropblock_prob: float = 0.1
+    in_channels: int = 3
+    output_stride: int = 32
     train_size: int = 224
     test_size: int = 224
     batch_size: int = 128
@@ -63,6 +77,30 @@ class Variant:
     def depth(self) -> int:
         """Layers with weights on the longest way, as the name counts them."""
         return 3 * sum(self.layers) + 2
+
+    def __post_init__(self) -> None:
+        for field, least in (("radix", 0), ("cardinality", 1), ("width", 1), ("stem_width", 1),
+                             ("in_channels", 1), ("final_drop", 0), ("dropblock_prob", 0)):
+            if getattr(self, field) < least:
+                self._refuse(field, f"must be at least {least}")
+        for field in ("final_drop", "dropblock_prob"):
+            if getattr(self, field) >= 1:
+                self._refuse(field, "must be below 1")
+        if len(self.layers) != 4 or min(self.layers) < 1:
+            self._refuse("layers", "must be four numbers of at least 1")
+        if self.output_stride not in (8, 16, 32):
+            self._refuse("output_stride", "must be 8, 16 or 32")
+        if self.radix > 1 and self.width % self.radix:
+            self._refuse("width", f"must be divisible by radix {self.radix}")
+        if self.radix and any(
+            attention_channels(scale * self.width * self.cardinality, self.radix)
+            % self.cardinality for scale in (1, 2, 4, 8)
+        ):
+            self._refuse("cardinality", "must divide the attention's hidden channels, a quarter "
+                         "of radix x width x cardinality and at least 32")
+
+    def _refuse(self, field: str, reason: str) -> None:
+        raise InputError(f"{field} {getattr(self, field)} of {self.name} {reason}")
 
 
 _LAYERS_50 = (3, 4, 6, 3)
@@ -76,7 +114,7 @@ def _fast(
 
 
 _ROWS = (
-    Variant("resnest14", (1, 1, 1, 1), workers=8,
+    Variant("resnest14", (1, 1, 1, 1), dropblock_prob=0.0, workers=8,
             published_top1=75.75, sha1="7e0b0cae2fd7e9084d1e498b858af1429a6eb1cb"),
     Variant("resnest26", (2, 2, 2, 2), workers=8,
             published_top1=78.68, sha1="364590740605b6a2b95f5bb77436d781a817436f"),
@@ -102,20 +140,26 @@ _ROWS = (
 VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
 
 
+_NAME = re.compile(r"resnest(\d+)(_fast)?(?:_(\d+)s(\d+)x(\d+)d)?")
+
+
 def find_variant(name: str, **overrides: Any) -> Variant:
     """The variant called `name`, with any of its fields replaced.
+
+    Names beside the table's are read by rule: ``resnest{depth}[_fast]_{R}s{K}x{W}d`` is the
+    network of that depth with another radix, cardinality and width.
 
     Raises
     ------
     InputError
-        If there is no such variant (naming the nearest ones) or no such field.
+        If there is no such variant (naming the nearest ones) or no such field, or if the values
+        contradict one another (naming the field and why).
     """
-    try:
-        variant = VARIANTS[name.lower()]
-    except KeyError:
+    variant = VARIANTS.get(name.lower()) or _by_rule(name.lower())
+    if variant is None:
         near = difflib.get_close_matches(name.lower(), VARIANTS, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(VARIANTS)}"
-        raise InputError(f"unknown model '{name}': {hint}") from None
+        raise InputError(f"unknown model '{name}': {hint}")
     known = {field.name for field in fields(Variant)} - {"name"}
     unknown = sorted(set(overrides) - known)
     if unknown:
@@ -124,6 +168,17 @@ def find_variant(name: str, **overrides: Any) -> Variant:
             f"known: {', '.join(sorted(known))}"
         )
     return replace(variant, **overrides)
+
+
+def _by_rule(name: str) -> Variant | None:
+    match = _NAME.fullmatch(name)
+    base = VARIANTS.get(f"resnest{match[1]}") if match else None
+    if base is None:
+        return None
+    radix, cardinality, width = map(int, match.group(3, 4, 5)) if match[3] else (
+        base.radix, base.cardinality, base.width)
+    return replace(base, name=name, radix=radix, cardinality=cardinality, width=width,
+                   avd_first=bool(match[2]), published_top1=None, sha1=None)
 
 
 def check_input_size(size: int, origin: str) -> None:

@@ -13,7 +13,7 @@ from gluon_resnest.models.variants import VARIANTS, Variant, find_variant
 from gluon_resnest.models.weights import load_weights, published_weights
 
 # Keywords of the network itself; all others replace fields of the variant.
-_NETWORK_KEYWORDS = ("last_gamma", "norm_layer", "norm_kwargs", "prefix", "params")
+_NETWORK_KEYWORDS = ("features_only", "last_gamma", "norm_layer", "norm_kwargs", "prefix", "params")
 
 
 def list_models() -> list[str]:
@@ -34,7 +34,8 @@ def get_model(
     Parameters
     ----------
     name
-        One of :func:`list_models`, such as ``"resnest50"``.
+        One of :func:`list_models`, such as ``"resnest50"``, or any
+        ``resnest{depth}[_fast]_{R}s{K}x{W}d``: radix, cardinality and width of the ablation.
     pretrained
         ``True``: the published ImageNet weights, from `root` or, if they are not there, from the
         model store. A path: the weights in that ``.params`` file. ``False``: no weights; call
@@ -46,13 +47,17 @@ def get_model(
     root
         Folder of downloaded weights; ``~/.mxnet/models`` by default.
     **kwargs
-        Of the network (``last_gamma``, ``norm_layer``, ``norm_kwargs``, ``prefix``) or fields of
-        its :class:`~gluon_resnest.models.variants.Variant` (``radix=4``, ``final_drop=0.1``).
+        Of the network (``features_only``, ``last_gamma``, ``norm_layer``, ``norm_kwargs``,
+        ``prefix``) or fields of its :class:`~gluon_resnest.models.variants.Variant`
+        (``in_channels=1``, ``output_stride=8``, ``final_drop=0.1``). Besides, as GluonCV has
+        them: ``dilated=True`` is ``output_stride=8``, and ``use_global_stats=True`` freezes the
+        statistics of batch normalisation.
 
     Returns
     -------
     ResNeSt
-        Input (N, 3, H, W), output (N, classes).
+        Input (N, in_channels, H, W), output (N, classes), or with ``features_only`` the maps C2 to
+        C5.
 
     Raises
     ------
@@ -62,6 +67,11 @@ def get_model(
     if classes < 1:
         raise InputError(f"classes {classes} must be at least 1")
     network_kwargs = {key: kwargs.pop(key) for key in _NETWORK_KEYWORDS if key in kwargs}
+    if kwargs.pop("dilated", False):
+        kwargs.setdefault("output_stride", 8)
+    if kwargs.pop("use_global_stats", False):
+        network_kwargs["norm_kwargs"] = {**(network_kwargs.get("norm_kwargs") or {}),
+                                         "use_global_stats": True}
     variant: Variant = find_variant(name, **kwargs)
     net = ResNeSt(variant, classes=classes, **network_kwargs)
     if pretrained:

@@ -58,6 +58,8 @@ class Workers:
 
         Each rank gathers them from its own shard; evaluation and checkpoints want one network.
         """
+        # With static_shape MXNet writes them without telling those who read them next.
+        mx.nd.waitall()
         if self.size == 1:
             return
         statistics = [parameter for parameter in net.collect_params().values()
