@@ -1,5 +1,11 @@
 """HybridBlocks that know no network."""
 
+from gluon_resnest.layers.dropblock import (
+    DropBlock,
+    scheduled_drop_prob,
+    set_drop_prob,
+    without_dropblock,
+)
 from gluon_resnest.layers.normalization import GroupNorm, NormLayer, check_batch, make_norm
 from gluon_resnest.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from gluon_resnest.layers.split_attention import SplitAttention, attention_channels
@@ -7,6 +13,7 @@ from gluon_resnest.layers.split_attention import SplitAttention, attention_chann
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "DropBlock",
     "GroupNorm",
     "NormLayer",
     "Normalize",
@@ -14,4 +21,7 @@ __all__ = [
     "attention_channels",
     "check_batch",
     "make_norm",
+    "scheduled_drop_prob",
+    "set_drop_prob",
+    "without_dropblock",
 ]
