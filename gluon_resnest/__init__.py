@@ -9,6 +9,7 @@ from gluon_resnest import runtime
 runtime.prepare()  # before MXNet is imported
 
 from gluon_resnest.models import get_model, list_models  # noqa: E402
+from gluon_resnest.models.cost import summary  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "get_model", "list_models"]
+__all__ = ["__version__", "get_model", "list_models", "summary"]

@@ -16,7 +16,7 @@ from gluon_resnest.deploy.symbol import CARD, import_symbol
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize
 from gluon_resnest.models import check_input_size, find_variant, get_model
-from gluon_resnest.models.weights import classes_in, read_params
+from gluon_resnest.models.weights import classes_in, load_arrays, read_params
 
 CROP_RATIO = 0.875
 SYMBOL_SUFFIX = "-symbol.json"
@@ -32,13 +32,17 @@ class Classifier:
     name: str
     net: HybridBlock
     classes: int
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
     input_size: int
     crop_ratio: float
     ctx: mx.Context
 
     def __call__(self, pixels: mx.nd.NDArray) -> mx.nd.NDArray:
         return self.net(Normalize()(pixels))
+
+    def class_name(self, label: int) -> str:
+        """Name of a class, or its number where no names are known."""
+        return self.class_names[label] if self.class_names else f"class {label}"
 
     @property
     def transform(self) -> EvaluationTransform:
@@ -78,8 +82,6 @@ def load_classifier(
         If something is missing or contradicts something else.
     """
     ctx = ctx or mx.cpu()
-    if crop_ratio is not None and not 0 < crop_ratio <= 1:
-        raise InputError(f"--crop-ratio {crop_ratio} must be above 0 and at most 1")
     if model.endswith(SYMBOL_SUFFIX):
         card, net, params = _exported(Path(model), params, ctx)
     else:
@@ -87,8 +89,8 @@ def load_classifier(
     if classes is not None and classes != card["classes"]:
         raise InputError(
             f"--classes {classes} contradicts the {card['classes']} classes of {model}")
-    size = input_size or card["input_size"]
-    check_input_size(size, "--input-size")
+    size = card["input_size"] if input_size is None else input_size
+    check_input_size(size, "--test-size")
     net.hybridize(static_alloc=True)
     names = _names(class_names, Path(params).with_name("classes.txt"), card)
     return Classifier(card["model"], net, card["classes"], names, size,
@@ -106,6 +108,9 @@ def _exported(symbol: Path, params: Path | None, ctx: mx.Context):
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{card_path}, the card beside {symbol}, cannot be read ({error}): "
                          "export the model again") from None
+    if not missing and symbol.name not in card.get("files", [symbol.name]):
+        raise InputError(f"{card_path} describes {card['files'][0]}, not {symbol.name}: export the "
+                         "model again, into a folder of its own")
     if missing:
         raise InputError(f"{card_path} lacks {', '.join(sorted(missing))}: export the model again")
     return card, net, params
@@ -117,26 +122,31 @@ def _checkpoint(
     variant = find_variant(model)
     if params is None:
         raise InputError(f"--params is missing: give the .params file of {model}'s weights")
+    arrays = read_params(params)
     if classes is None:
-        classes = classes_in(read_params(params), params)
-    net = get_model(model, pretrained=params, classes=classes, ctx=ctx)
+        classes = classes_in(arrays, params)
+    net = get_model(model, classes=classes)
+    load_arrays(net, arrays, params, ctx)  # not by get_model: another classifier is an error here
     card = {"model": variant.name, "classes": classes, "input_size": variant.test_size,
             "crop_ratio": CROP_RATIO}
     return card, net
 
 
-def _names(given: Path | None, beside: Path, card: dict[str, Any]) -> tuple[str, ...]:
-    """Class names from the file given, from the card, from the file beside, or numbers."""
-    classes = card["classes"]
+def _names(
+    given: Path | None, beside: Path, card: dict[str, Any]
+) -> tuple[str, ...] | None:
+    """Class names from the file given, from the card, from the file beside, or None."""
     if given is None and card.get("class_names"):
-        names = card["class_names"]
+        names, origin = card["class_names"], CARD
     elif given is None and not beside.is_file():
-        names = [f"class {label}" for label in range(classes)]
+        return None
     else:
+        origin = given or beside
         try:
-            names = (given or beside).read_text(encoding="utf-8").splitlines()
+            names = origin.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read class names from {given or beside}: {error}") from None
-    if len(names) != classes:
-        raise InputError(f"{given or beside} names {len(names)} classes, the network has {classes}")
+            raise InputError(f"cannot read class names from {origin}: {error}") from None
+    if len(names) != card["classes"]:
+        raise InputError(f"{origin} names {len(names)} classes, the network has "
+                         f"{card['classes']}: give the right list with --class-names")
     return tuple(names)

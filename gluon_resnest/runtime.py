@@ -21,7 +21,8 @@ _NUMPY_ALIASES = {"bool": bool, "int": int, "float": float, "complex": complex,
 # Launchers name the rank differently: Horovod's Gloo launcher, Open MPI, MPICH or Intel MPI, Slurm.
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-_MODEL_STORE = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
+_GLUONCV_STORE = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
+_RESNEST_STORE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step2/"
 _LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 
@@ -126,12 +127,20 @@ def prepare() -> None:
     set_thread_count()
 
 
-def model_store() -> str:
-    """Address of the store of published weights, ending in a slash; a mirror by MXNET_GLUON_REPO.
+def model_mirror() -> str | None:
+    """Folder of published weights that takes the place of all others: MXNET_GLUON_REPO."""
+    mirror = os.environ.get("MXNET_GLUON_REPO")
+    return f"{mirror.rstrip('/')}/gluon/models/" if mirror else None
 
-    The variable is GluonCV's.
-    """
-    return os.environ.get("MXNET_GLUON_REPO", _MODEL_STORE).rstrip("/") + "/"
+
+def gluoncv_store() -> str:
+    """Address of the folder in which GluonCV's authors published weights."""
+    return f"{_GLUONCV_STORE}gluon/models/"
+
+
+def resnest_store() -> str:
+    """Address of the folder of the ResNeSt repository's weights; another by ENCODING_REPO."""
+    return os.environ.get("ENCODING_REPO", _RESNEST_STORE).rstrip("/") + "/"
 
 
 def model_folder() -> Path:

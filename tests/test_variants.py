@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import mxnet as mx
@@ -11,8 +12,9 @@ from conftest import randomize
 from mxnet import autograd
 
 import gluon_resnest
+from gluon_resnest.deploy.symbol import export_symbol
 from gluon_resnest.errors import InputError
-from gluon_resnest.layers import GroupNorm
+from gluon_resnest.layers import DropBlock, GroupNorm
 from gluon_resnest.models import find_variant
 
 SMALL = "resnest14_2s2x40d"  # R > 1 and K > 1, at the least depth
@@ -167,6 +169,63 @@ def test_one_image_cannot_train_the_attention(hybridized):
         other.initialize()
         with autograd.record():
             other(one)
+
+
+def dropblocks(net) -> list[str]:
+    found = []
+
+    def visit(block, path):
+        if isinstance(block, DropBlock):
+            found.append(path)
+        for name, child in block._children.items():
+            visit(child, f"{path}.{name}" if path else name)
+
+    visit(net, "")
+    return found
+
+
+@pytest.mark.parametrize("name", [SMALL, "resnest14_0s1x64d"])
+def test_dropblock_stands_in_the_last_two_stages_and_nowhere_in_files(name, tmp_path):
+    net = gluon_resnest.get_model(name, classes=3, dropblock_prob=0.2)
+    plain = gluon_resnest.get_model(name, classes=3)
+    assert dropblocks(plain) == []
+    assert dropblocks(net) == [f"layer{stage}.0.dropblock{i}" for stage in (3, 4)
+                               for i in (1, 2, 3)]
+    assert list(net._collect_params_with_prefix()) == list(plain._collect_params_with_prefix())
+    assert list(net.collect_params()) == list(plain.collect_params())
+    net.initialize()
+    net.save_parameters(str(tmp_path / "net.params"))
+    plain.load_parameters(str(tmp_path / "net.params"))
+    export_symbol(net, tmp_path / "out", "resnest14", 64, {"model": "resnest14"})
+    exported = mx.sym.load(str(tmp_path / "out" / "resnest14-symbol.json"))
+    operators = [node["op"] for node in json.loads(exported.tojson())["nodes"]]
+    without = [node["op"] for node in json.loads(plain(mx.sym.var("data")).tojson())["nodes"]]
+    assert sorted(operators) == sorted(without)
+
+
+@pytest.mark.parametrize("training_first", [True, False])
+def test_dropblock_is_on_in_training_only_whichever_came_first(training_first, rng):
+    net = gluon_resnest.get_model(SMALL, classes=3, dropblock_prob=0.3)
+    plain = gluon_resnest.get_model(SMALL, classes=3, use_global_stats=True)
+    net.initialize()
+    plain.initialize()
+    net.hybridize(static_alloc=True, static_shape=True)
+    images = mx.nd.array(rng.standard_normal((4, 3, 64, 64)))
+    for turn in range(4):
+        if (turn % 2 == 0) == training_first:
+            with autograd.record():
+                net(images)
+            mx.nd.waitall()  # docs/mxnet.md: with static_shape, statistics are written late
+        else:
+            for key, parameter in net._collect_params_with_prefix().items():
+                plain._collect_params_with_prefix()[key].set_data(parameter.data())
+            np.testing.assert_array_equal(net(images).asnumpy(), net(images).asnumpy())
+            expected = plain(images).asnumpy()
+            np.testing.assert_allclose(net(images).asnumpy(), expected, rtol=0,
+                                       atol=1e-5 * np.abs(expected).max())
+    with autograd.record():
+        first, second = net(images).asnumpy(), net(images).asnumpy()
+    assert np.abs(first - second).max() > 1e-3  # fresh masks
 
 
 @pytest.mark.parametrize("name", [SMALL, "resnest26"])

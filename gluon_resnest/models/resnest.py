@@ -8,7 +8,7 @@ from typing import Any
 import mxnet as mx
 from mxnet.gluon import nn
 
-from gluon_resnest.layers import NormLayer, SplitAttention, check_batch, make_norm
+from gluon_resnest.layers import DropBlock, NormLayer, SplitAttention, check_batch, make_norm
 from gluon_resnest.models.variants import Variant
 
 EXPANSION = 4
@@ -48,6 +48,8 @@ class Bottleneck(nn.HybridBlock):
         Of the block.
     pool
         Whether it stands at a transition and therefore pools.
+    drop_prob
+        Of DropBlock, behind each of the three convolutions; 0 leaves the layers out.
     downsample
         Projection on the shortcut.
 
@@ -64,6 +66,7 @@ class Bottleneck(nn.HybridBlock):
         strides: int = 1,
         dilation: int = 1,
         pool: bool = False,
+        drop_prob: float = 0.0,
         downsample: nn.HybridSequential | None = None,
         **kwargs: Any,
     ) -> None:
@@ -94,19 +97,26 @@ class Bottleneck(nn.HybridBlock):
         self.bn3 = settings.norm(planes * EXPANSION, zero_gamma=settings.last_gamma)
         self.relu3 = nn.Activation("relu")
         self.downsample = downsample
+        self.dropblock1, self.dropblock2, self.dropblock3 = (
+            DropBlock(drop_prob) if drop_prob > 0 else None for _ in range(3))
 
     def hybrid_forward(self, F, x):
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.relu1(_dropped(self.dropblock1, self.bn1(self.conv1(x))))
         if self.avd_layer is not None and self._avd_first:
             out = self.avd_layer(out)
-        out = self.conv2(out)
-        if self.bn2 is not None:
-            out = self.relu2(self.bn2(out))
+        if self.bn2 is None:
+            out = _dropped(self.dropblock2, self.conv2(out))
+        else:
+            out = self.relu2(_dropped(self.dropblock2, self.bn2(self.conv2(out))))
         if self.avd_layer is not None and not self._avd_first:
             out = self.avd_layer(out)
-        out = self.bn3(self.conv3(out))
+        out = _dropped(self.dropblock3, self.bn3(self.conv3(out)))
         return self.relu3(out + shortcut)
+
+
+def _dropped(dropblock: DropBlock | None, x):
+    return x if dropblock is None else dropblock(x)
 
 
 class ResNeSt(nn.HybridBlock):
@@ -158,7 +168,7 @@ class ResNeSt(nn.HybridBlock):
         super().__init__(prefix=prefix, **kwargs)
         self.variant = variant
         self.classes = classes
-        self._features_only = features_only
+        self.features_only = features_only
         settings = BlockSettings(variant, last_gamma, norm_layer, dict(norm_kwargs or {}))
         stem = variant.stem_width
         self.channels = tuple(64 * 2**stage * EXPANSION for stage in range(4))
@@ -212,7 +222,7 @@ class ResNeSt(nn.HybridBlock):
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
         c5 = self.layer4(c4)
-        if self._features_only:
+        if self.features_only:
             return c2, c3, c4, c5
         x = self.flat(self.avgpool(c5))
         if self.drop is not None:
@@ -249,12 +259,15 @@ def _make_stage(
             nn.Conv2D(out_channels, 1, in_channels=in_channels, use_bias=False),
             settings.norm(out_channels),
         )
+    # In the last two stages only (paper, "Regularization").
+    drop_prob = settings.variant.dropblock_prob if stage >= 3 else 0.0
     layers = nn.HybridSequential(prefix=f"layers{stage}_")
     with layers.name_scope():
         # The first block still dilates as the stage before, as the published networks do.
         layers.add(Bottleneck(planes, in_channels, settings, strides, dilation_before,
                               pool=strides > 1 or dilation != dilation_before,
-                              downsample=downsample, prefix=""))
+                              drop_prob=drop_prob, downsample=downsample, prefix=""))
         for _ in range(blocks - 1):
-            layers.add(Bottleneck(planes, out_channels, settings, dilation=dilation, prefix=""))
+            layers.add(Bottleneck(planes, out_channels, settings, dilation=dilation,
+                                  drop_prob=drop_prob, prefix=""))
     return layers

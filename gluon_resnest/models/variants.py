@@ -38,7 +38,8 @@ class Variant:
     final_drop
         Dropout before the classifier (paper: 0.2 for the networks of 200 layers and more).
     dropblock_prob
-        Share that DropBlock drops in the last two stages; the trainer raises it from 0 to this.
+        Share that DropBlock drops in the last two stages; 0, the default of a network that is not
+        trained by the recipe, leaves its layers out.
     in_channels
         Channels of the input image.
     output_stride
@@ -46,8 +47,9 @@ class Variant:
         the last stages, for segmentation.
     train_size, test_size
         Square crops in pixels.
-    batch_size
-        Images a worker in the published runs, and `workers`, the number of workers there.
+    batch_size, workers, recipe_dropblock_prob
+        Of the published runs: images a worker, number of workers, and what the share that
+        DropBlock drops rises to.
     published_top1
         ImageNet top-1 accuracy, %, of the published weights at `test_size`, as their authors
         give it (GluonCV's and the ResNeSt repository's tables). Not measured here.
@@ -63,13 +65,14 @@ class Variant:
     stem_width: int = 32
     avd_first: bool = False
     final_drop: float = 0.0
-    dropblock_prob: float = 0.1
+    dropblock_prob: float = 0.0
     in_channels: int = 3
     output_stride: int = 32
     train_size: int = 224
     test_size: int = 224
     batch_size: int = 128
     workers: int = 64
+    recipe_dropblock_prob: float = 0.1
     published_top1: float | None = None
     sha1: str | None = None
 
@@ -114,7 +117,7 @@ def _fast(
 
 
 _ROWS = (
-    Variant("resnest14", (1, 1, 1, 1), dropblock_prob=0.0, workers=8,
+    Variant("resnest14", (1, 1, 1, 1), workers=8, recipe_dropblock_prob=0.0,
             published_top1=75.75, sha1="7e0b0cae2fd7e9084d1e498b858af1429a6eb1cb"),
     Variant("resnest26", (2, 2, 2, 2), workers=8,
             published_top1=78.68, sha1="364590740605b6a2b95f5bb77436d781a817436f"),
@@ -140,6 +143,8 @@ _ROWS = (
 VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
 
 
+# Fields that published weights do not fit any more once they are changed.
+_IN_WEIGHTS = {"layers", "radix", "cardinality", "width", "stem_width", "in_channels"}
 _NAME = re.compile(r"resnest(\d+)(_fast)?(?:_(\d+)s(\d+)x(\d+)d)?")
 
 
@@ -167,6 +172,8 @@ def find_variant(name: str, **overrides: Any) -> Variant:
             f"unknown keyword {', '.join(unknown)} for model {name}; "
             f"known: {', '.join(sorted(known))}"
         )
+    if _IN_WEIGHTS & set(overrides):
+        overrides = {"sha1": None, "published_top1": None, **overrides}
     return replace(variant, **overrides)
 
 

@@ -1,75 +1,222 @@
-"""Weights in GluonCV's ``.params`` format: loading, saving, and the published files."""
+"""Weights of a network, from any kind of file: reading, checking, loading, saving."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import urllib.error
-import urllib.request
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from gluon_resnest import runtime
 from gluon_resnest.atomic import replacing
 from gluon_resnest.errors import InputError
-from gluon_resnest.models.variants import Variant
+from gluon_resnest.models import torch_weights
+from gluon_resnest.models.resnest import kaiming
 
-_TIMEOUT_SECONDS = 60
+# First bytes of MXNet's files of arrays.
+_PARAMS_START = (0x112).to_bytes(8, "little")
+_CLASSIFIER = ("fc.weight", "fc.bias")
+# Of the names in symbols, which count the layers of a kind instead of naming their attributes.
+_FLAT_CLASSIFIER = ("dense0_weight", "dense0_bias")
 
 
 def load_weights(
-    net: HybridBlock, path: str | Path, ctx: mx.Context | list[mx.Context] | None = None
+    net: HybridBlock,
+    path: str | Path,
+    ctx: mx.Context | list[mx.Context] | None = None,
+    reset_classifier: bool = False,
 ) -> None:
-    """Load a ``.params`` file of this network, GluonCV's or the ResNeSt repository's.
+    """Load the weights of this network from a file of any known format.
 
-    Everything is compared before anything is set, so a wrong file leaves `net` as it was.
+    Known by their content are ``.params`` files of this package, GluonCV and the ResNeSt
+    repository, exported ``-0000.params`` files, and PyTorch state dicts (``.pth``,
+    ``.safetensors``) named as the ResNeSt repository and timm name them. Everything is compared
+    before anything is set, so a wrong file leaves `net` as it was.
+
+    Parameters
+    ----------
+    net
+        Network of :func:`~gluon_resnest.models.get_model`; it needs no initialisation.
+    path
+        File of weights.
+    ctx
+        Where to put them: by default where `net` is already, else on the CPU.
+    reset_classifier
+        Take all weights but the classifier's, whatever shape that has in the file, and initialise
+        the classifier of `net`, if it has one, afresh.
 
     Raises
     ------
     InputError
-        If the file is missing, is no ``.params`` file, or holds other names or shapes than `net`,
-        or values that are not finite.
+        If the file is missing or damaged, or holds other names or shapes than `net`, or values
+        that are not finite.
     """
-    path = Path(path)
-    arrays = read_params(path)
+    load_arrays(net, read_params(path), path, ctx, reset_classifier)
+
+
+def load_arrays(
+    net: HybridBlock,
+    arrays: Mapping[str, np.ndarray],
+    origin: str | Path,
+    ctx: mx.Context | list[mx.Context] | None = None,
+    reset_classifier: bool = False,
+) -> None:
+    """:func:`load_weights` of arrays that are in memory already; `origin` is for errors."""
+    matched = match_arrays(net, arrays, origin, reset_classifier)
+    parameters = net._collect_params_with_prefix()
+    for key, array in matched.items():
+        parameters[key]._load_init(mx.nd.array(array, dtype=array.dtype), ctx, cast_dtype=True)
+    if reset_classifier:
+        for key in set(_CLASSIFIER) & set(parameters):
+            parameter = parameters[key]
+            where = ctx or (mx.cpu() if parameter._data is None else parameter.list_ctx())
+            parameter.initialize(ctx=where, default_init=kaiming(), force_reinit=True)
+
+
+def match_arrays(
+    net: HybridBlock,
+    arrays: Mapping[str, np.ndarray],
+    origin: str | Path,
+    reset_classifier: bool = False,
+) -> dict[str, np.ndarray]:
+    """Arrays of a file under Gluon's keys, each of the file's and the network's used once.
+
+    Parameters
+    ----------
+    net, arrays, origin, reset_classifier
+        As for :func:`load_arrays`; `arrays` under the file's own names.
+
+    Returns
+    -------
+    dict
+        float32 arrays by key, of the shapes of `net`.
+
+    Raises
+    ------
+    InputError
+        If names or shapes differ, or values are not finite.
+    """
     expected = net._collect_params_with_prefix()
-    _compare(path, {name: value.shape for name, value in arrays.items()},
-             {name: parameter.shape for name, parameter in expected.items()})
-    for name, value in arrays.items():
-        if not np.isfinite(value.asnumpy()).all():
-            raise InputError(f"{path} is damaged: {name} holds values that are no finite numbers")
-    ctx = ctx or mx.cpu()
-    for name, parameter in expected.items():
-        parameter._load_init(arrays[name], ctx, cast_dtype=True)
+    names = _names_in_file(net, arrays)
+    if reset_classifier:
+        dropped = {*_CLASSIFIER, *(_flat_prefix(arrays) + name for name in _FLAT_CLASSIFIER)}
+        names = {key: name for key, name in names.items() if name not in dropped}
+        arrays = {name: array for name, array in arrays.items() if name not in dropped}
+    _compare(origin, {name: tuple(array.shape) for name, array in arrays.items()},
+             {name: expected[key].shape for key, name in names.items()})
+    matched = {}
+    for key, name in names.items():
+        with np.errstate(over="ignore"):  # of a float64: it becomes infinite and is refused
+            matched[key] = np.asarray(arrays[name], dtype=np.float32)
+        if not np.isfinite(matched[key]).all():
+            raise InputError(
+                f"{origin} is damaged: {name} holds values that are no finite numbers")
+    return matched
 
 
-def read_params(path: str | Path) -> dict[str, mx.nd.NDArray]:
-    """Arrays of a ``.params`` file by name, on the CPU."""
+def read_params(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays of a file of any known format, under the file's own names."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no weights at {path}: check the path given with --params or pretrained=")
     try:
-        arrays = mx.nd.load(str(path))
+        with open(path, "rb") as file:
+            start = file.read(16)
+        if start.startswith(_PARAMS_START):
+            return _read_gluon(path)
+        if torch_weights.recognises(start):
+            return torch_weights.read_state_dict(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    kind = ("an empty file" if not start else "a web page" if start.lstrip().startswith(b"<") else
+            "no file of weights, or damaged")
+    raise InputError(f"{path} is {kind}: weights are .params files of Gluon, .pth and "
+                     ".safetensors files of PyTorch; fetch or convert it again")
+
+
+def _read_gluon(path: Path) -> dict[str, np.ndarray]:
+    try:
+        loaded = mx.nd.load(str(path))
+        named = loaded.items() if isinstance(loaded, dict) else enumerate(loaded)
+        arrays = {name: array.asnumpy() for name, array in named}
     except (mx.MXNetError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"{path} is not a .params file, or is damaged ({reason})") from None
-    if not isinstance(arrays, dict) or not arrays:
+    if not arrays or 0 in arrays:
         raise InputError(f"{path} holds no named arrays, so it is not a .params file of a network")
-    return arrays
+    # Exported files say of each array whether it is learnt or a running statistic.
+    return {name[4:] if name.startswith(("arg:", "aux:")) else name: array
+            for name, array in arrays.items()}
 
 
-def classes_in(arrays: dict[str, mx.nd.NDArray], path: str | Path) -> int:
-    """Number of classes of the classifier whose weights these are."""
-    if "fc.weight" not in arrays:
-        raise InputError(f"{path} has no classifier weights fc.weight: not a network of this kind")
-    return arrays["fc.weight"].shape[0]
+def classes_in(arrays: Mapping[str, np.ndarray], path: str | Path) -> int:
+    """Number of classes of the classifier whose weights these are, as a file names them."""
+    for name in (_CLASSIFIER[0], _flat_prefix(arrays) + _FLAT_CLASSIFIER[0]):
+        if name in arrays and arrays[name].ndim == 2:
+            return arrays[name].shape[0]
+    raise InputError(f"{path} has no classifier weights fc.weight: not a network of this kind")
 
 
-def _compare(path: Path, found: dict[str, tuple], expected: dict[str, tuple]) -> None:
+def save_weights(net: HybridBlock, path: str | Path) -> None:
+    """Write the parameters of `net` under GluonCV's keys; the file appears whole or not at all."""
+    with replacing(path) as temporary:
+        try:
+            net.save_parameters(str(temporary))
+        except mx.MXNetError as error:  # how MXNet says that a disk is full
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"cannot write {path}: is the disk full? ({reason})") from None
+
+
+def save_arrays(arrays: Mapping[str, np.ndarray], path: str | Path, layout: str) -> None:
+    """Write arrays under Gluon's keys as a file for others.
+
+    Parameters
+    ----------
+    arrays
+        From :func:`match_arrays`.
+    path
+        File that appears, read back and found equal, or not at all.
+    layout
+        ``"gluon"``: a ``.params`` file for GluonCV, the ResNeSt repository and this package;
+        ``"pytorch"``: a state dict for timm and the ResNeSt repository's PyTorch networks.
+    """
+    with replacing(path) as temporary:
+        if layout == "pytorch":
+            torch_weights.write_state_dict(temporary, arrays)
+        else:
+            mx.nd.save(str(temporary), {key: mx.nd.array(array, dtype=array.dtype)
+                                        for key, array in arrays.items()})
+        written = read_params(temporary)
+        for key, array in arrays.items():
+            name = torch_weights.torch_name(key) if layout == "pytorch" else key
+            if not np.array_equal(written.pop(name), array):
+                raise RuntimeError(f"{name} was not written as it was")
+        if written:
+            raise RuntimeError(f"{', '.join(written)} were written without being asked for")
+
+
+def _names_in_file(net: HybridBlock, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What a file calls each key of `net`, in the naming that its other names follow."""
+    expected = net._collect_params_with_prefix()
+    if arrays and not any("." in name for name in arrays):
+        prefix = _flat_prefix(arrays)
+        return {key: prefix + parameter.name[len(net.prefix):]
+                for key, parameter in expected.items()}
+    if "bn1.weight" in arrays:
+        return {key: torch_weights.torch_name(key) for key in expected}
+    return {key: key for key in expected}
+
+
+def _flat_prefix(arrays: Mapping[str, np.ndarray]) -> str:
+    """Prefix of the network that a symbol's parameters come from, such as `resnest_`."""
+    return os.path.commonprefix(list(arrays))  # noqa: RUF071 (characters are meant, not folders)
+
+
+def _compare(
+    origin: str | Path, found: dict[str, tuple], expected: dict[str, tuple]
+) -> None:
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     shapes = [f"{name} is {found[name]} in the file, {expected[name]} in the network"
@@ -79,54 +226,6 @@ def _compare(path: Path, found: dict[str, tuple], expected: dict[str, tuple]) ->
         [f"differs in {len(shapes)} shapes ({'; '.join(shapes[:3])})"] if shapes else [])
     if faults:
         raise InputError(
-            f"{path} is not of this model: of {len(expected)} arrays it {', '.join(faults)}; "
+            f"{origin} is not of this model: of {len(expected)} arrays it {', '.join(faults)}; "
             "check --model, and --classes if only fc differs"
         )
-
-
-def save_weights(net: HybridBlock, path: str | Path) -> None:
-    """Write the parameters of `net` under GluonCV's keys; the file appears whole or not at all."""
-    with replacing(path) as temporary:
-        net.save_parameters(str(temporary))
-
-
-def published_weights(variant: Variant, root: str | Path | None = None) -> Path:
-    """Path of the published weights of `variant`, downloaded to `root` if they are not there.
-
-    The model store is that of GluonCV; the environment variable MXNET_GLUON_REPO names a mirror.
-
-    Raises
-    ------
-    InputError
-        If nothing was published, the download fails, or the file has another SHA-1.
-    """
-    if variant.sha1 is None:
-        raise InputError(f"no weights were published for {variant.name}")
-    stem = f"{variant.name}-{variant.sha1[:8]}"
-    path = Path(root or runtime.model_folder()).expanduser() / f"{stem}.params"
-    if not path.is_file():
-        _download(f"{runtime.model_store()}gluon/models/{stem}.zip", path)
-    digest = hashlib.sha1(path.read_bytes()).hexdigest()
-    if digest != variant.sha1:
-        raise InputError(f"{path} is damaged: SHA-1 {digest}, published {variant.sha1}; delete it "
-                         "and try again")
-    return path
-
-
-def _download(url: str, path: Path) -> None:
-    """Fetch a zip file that holds `path`'s name, and put that member at `path`."""
-    with replacing(path) as temporary:
-        archive = temporary.with_suffix(".zip")
-        try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:
-                archive.write_bytes(answer.read())
-            with zipfile.ZipFile(archive) as members:
-                temporary.write_bytes(members.read(path.name))
-        except (urllib.error.URLError, TimeoutError, zipfile.BadZipFile, KeyError) as error:
-            raise InputError(
-                f"cannot get {url} ({error}): put the file at {path} by hand, or give its path "
-                "as pretrained= or --params"
-            ) from None
-        finally:
-            if os.path.exists(archive):
-                archive.unlink()

@@ -9,8 +9,9 @@ import mxnet as mx
 
 from gluon_resnest.errors import InputError
 from gluon_resnest.models.resnest import ResNeSt
+from gluon_resnest.models.store import published_weights
 from gluon_resnest.models.variants import VARIANTS, Variant, find_variant
-from gluon_resnest.models.weights import load_weights, published_weights
+from gluon_resnest.models.weights import classes_in, load_arrays, read_params
 
 # Keywords of the network itself; all others replace fields of the variant.
 _NETWORK_KEYWORDS = ("features_only", "last_gamma", "norm_layer", "norm_kwargs", "prefix", "params")
@@ -38,8 +39,9 @@ def get_model(
         ``resnest{depth}[_fast]_{R}s{K}x{W}d``: radix, cardinality and width of the ablation.
     pretrained
         ``True``: the published ImageNet weights, from `root` or, if they are not there, from the
-        model store. A path: the weights in that ``.params`` file. ``False``: no weights; call
-        ``net.initialize()``.
+        model store. A path: the weights in that file. ``False``: no weights; call
+        ``net.initialize()``. Where the weights have another number of classes than `classes`,
+        the classifier starts afresh and all else is loaded.
     classes
         Outputs of the classifier.
     ctx
@@ -76,5 +78,8 @@ def get_model(
     net = ResNeSt(variant, classes=classes, **network_kwargs)
     if pretrained:
         path = published_weights(variant, root) if pretrained is True else Path(pretrained)
-        load_weights(net, path, ctx or mx.cpu())
+        arrays = read_params(path)
+        # Fine-tuning and features want the rest of the network, whatever was classified before.
+        other_classifier = net.features_only or classes_in(arrays, path) != classes
+        load_arrays(net, arrays, path, ctx or mx.cpu(), reset_classifier=other_classifier)
     return net

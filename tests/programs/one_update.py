@@ -43,7 +43,7 @@ def main(weights: str, batch: str, output: str, sizes: str) -> None:
     workers.average_running_statistics(net)
     total = workers.sum(np.array([1.0 + workers.rank, len(stored["labels"][part])]))
     assert total.tolist() == [sum(range(1, workers.size + 1)), ends[-1]]
-    assert workers.share(f"from rank {workers.rank}") == "from rank 0"
+    assert workers.gather(f"rank {workers.rank}") == [f"rank {r}" for r in range(workers.size)]
     if workers.rank == workers.size - 1:  # not the one that had the weights
         net.save_parameters(output)
     workers.close()
