@@ -55,7 +55,7 @@ demo/data/photos/split.json: demo/solar_cells.py | environment-demo
 	$(RUN) demo/solar_cells.py prepare demo/data/photos
 
 demo/data/%.rec: demo/data/photos/split.json | environment-demo
-	$(RUN) scripts/pack_records.py demo/data/photos/$* demo/data/$* --quality 95
+	$(RUN) scripts/pack_records.py demo/data/photos/$* demo/data/$* --quality 95 --overwrite
 
 # Small crops and few epochs want less regularization than the paper's 270 epochs on ImageNet; as
 # the paper does for its larger networks, the test size is larger than the training size.
@@ -66,9 +66,9 @@ demo: demo/data/train.rec demo/data/val.rec | environment-demo
 	    --no-mixup --no-auto-aug --label-smoothing 0 --color-jitter 0.2 --lighting 0 \
 	    --save-dir demo/run --overwrite
 	$(RUN) scripts/evaluate.py --model resnest14 --params demo/run/best.params \
-	    --rec-val demo/data/val.rec --input-size 80
+	    --rec-val demo/data/val.rec --test-size 80
 	$(RUN) scripts/export_model.py --model resnest14 --params demo/run/best.params \
-	    --format symbol --output demo/run/exported --input-size 80
+	    --format symbol --output demo/run/exported --test-size 80
 	$(RUN) scripts/predict.py --model demo/run/exported/resnest14-symbol.json \
 	    demo/data/photos/val/*/cell05[15]?.png
 	$(RUN) demo/picture.py demo/run demo/data/photos/val demo/run/demo.png

@@ -18,7 +18,7 @@ setup(
         "PyYAML>=5.4",
         "tqdm>=4.60",
         "opencv-python-headless>=4.5,<4.12",  # 4.12 and later are for NumPy 2
-        "Pillow>=9.0",
+        "Pillow>=9.1",
         "matplotlib>=3.5",
     ],
     extras_require={
@@ -35,7 +35,7 @@ setup(
             "ruff",
             "pytest>=7.4",
             "scikit-learn>=1.2,<1.6",
-            # What GluonCV imports. It comes without its own dependencies (gluoncv-unmanaged in
+            # What GluonCV imports. It comes without its own dependencies (UNMANAGED in
             # toolchain/install.py): they name opencv-python, whose wheels need libGL.
             "autocfg>=0.0.8",
             "pandas>=1.5,<3",

@@ -8,10 +8,12 @@ import json
 from pathlib import Path
 
 from gluon_resnest import command_line, runtime
+from gluon_resnest.data.loader import check_classes
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import list_models
-from gluon_resnest.training.distributed import connect
+from gluon_resnest.training.ablation import RECIPES, find_recipe, published, recipe_table
+from gluon_resnest.training.distributed import Workers, connect
 from gluon_resnest.training.plan import plan
 from gluon_resnest.training.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
 from gluon_resnest.training.run_directory import default_run_directory
@@ -19,6 +21,7 @@ from gluon_resnest.training.trainer import RunOptions, Trainer
 
 EXAMPLES = """
   python train_imagenet.py --model resnest50 --dry-run --world-size 64
+  python train_imagenet.py --recipe resnet-d-50+mixup --dry-run
   python train_imagenet.py --model resnest14 --rec-train train.rec --rec-val val.rec
   horovodrun -np 64 -H host1:8,host2:8,... python train_imagenet.py --model resnest101 \\
       --rec-train train.rec --rec-val val.rec --save-dir runs/resnest101
@@ -30,9 +33,12 @@ follows the number of workers. Flags have the names that GluonCV's and Horovod's
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_line.parser(__doc__, EXAMPLES)
-    parser.add_argument("--model", required=True, metavar="NAME",
+    parser.add_argument("--model", metavar="NAME",
                         help=f"one of {', '.join(list_models())}")
-    parser.add_argument("--classes", type=int, metavar="N",
+    parser.add_argument("--recipe", metavar="NAME",
+                        help="instead of --model: a row of the paper's ablation study, one of "
+                             f"{', '.join(RECIPES)}; 'list' shows what each is")
+    parser.add_argument("--classes", type=command_line.positive, metavar="N",
                         help="number of classes (default: lines of the class list beside "
                              "--rec-train, or 1000)")
 
@@ -45,22 +51,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--rec-val-idx", type=Path, metavar="FILE",
                       help="its index (default: the .idx beside it)")
     data.add_argument("--use-rec", action="store_true", help=argparse.SUPPRESS)
-    data.add_argument("--input-size", type=int, dest="train_size", metavar="PX",
+    data.add_argument("--input-size", type=command_line.positive, dest="train_size", metavar="PX",
                       help="training crop (default: the recipe's)")
-    data.add_argument("--test-size", type=int, metavar="PX",
+    data.add_argument("--test-size", type=command_line.positive, metavar="PX",
                       help="validation crop (default: --input-size if given, or the recipe's)")
-    data.add_argument("--crop-ratio", type=float, metavar="R",
+    data.add_argument("--crop-ratio", type=command_line.ratio, metavar="R",
                       help="validation crop over the resized short side (recipe: 0.875)")
 
     run = parser.add_argument_group("run")
-    command_line.add_device_flags(run, None, "images a worker and step (default: the recipe's)")
+    command_line.add_batch_flags(run, None, "images a worker and step (default: the recipe's)")
+    command_line.add_thread_flag(run)
     run.add_argument("--num-epochs", "--epochs", type=int, dest="epochs", metavar="N",
                      help="epochs (recipe: 270)")
     run.add_argument("--seed", type=int, metavar="N", help="of everything random (recipe: 0)")
     run.add_argument("--dtype", choices=["float32"], default="float32", help=argparse.SUPPRESS)
-    run.add_argument("--eval-frequency", type=int, default=1, metavar="N",
-                     help="validate every N epochs and at the end (default: 1)")
-    run.add_argument("--log-interval", type=int, default=50, metavar="N",
+    run.add_argument("--eval-frequency", type=command_line.not_negative, default=1, metavar="N",
+                     help="validate every N epochs, 0 for none, and at the end (default: 1)")
+    run.add_argument("--save-frequency", type=command_line.positive, default=1, metavar="N",
+                     help="write last.params every N epochs and at the end (default: 1)")
+    run.add_argument("--log-interval", type=command_line.positive, default=50, metavar="N",
                      help="write a line to metrics.jsonl every N steps (default: 50)")
     run.add_argument("--save-dir", type=Path, metavar="DIR",
                      help="run directory (default: runs/MODEL-DATE-TIME)")
@@ -77,6 +86,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     optimizer.add_argument("--lr", type=float, metavar="LR",
                            help="instead: learning rate a worker; the peak is this times the "
                                 "number of workers, as in GluonCV's and Horovod's scripts")
+    optimizer.add_argument("--lr-mode", choices=["cosine"], default="cosine",
+                           help=argparse.SUPPRESS)
     optimizer.add_argument("--warmup-epochs", type=int, metavar="N",
                            help="epochs of linear warm-up (recipe: 5)")
     optimizer.add_argument("--warmup-lr", type=float, metavar="LR",
@@ -107,6 +118,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                                 help="no mixup in the last N epochs (recipe: 0)")
     regularization.add_argument("--final-drop", type=float, metavar="P",
                                 help="dropout before the classifier (recipe: 0.2 for 200 and 269)")
+    regularization.add_argument("--dropblock-prob", type=float, metavar="P",
+                                help="share that DropBlock drops in the last two stages at the "
+                                     "end, rising from 0 (recipe: 0.1, but 0 for resnest14)")
     command_line.add_switch(regularization, "auto-aug", "auto_aug",
                             "AutoAugment's ImageNet policy (recipe: so; --no-auto-aug)",
                             aliases=("--auto_aug",))
@@ -118,7 +132,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     dry = parser.add_argument_group("plan")
     dry.add_argument("--dry-run", action="store_true",
                      help="print the resolved plan as JSON, without data or devices, and stop")
-    dry.add_argument("--world-size", type=int, metavar="N",
+    dry.add_argument("--world-size", type=command_line.positive, metavar="N",
                      help="plan for N workers (with --dry-run)")
     dry.add_argument("--lr-at", metavar="STEP,STEP,...", default="0",
                      help="global steps whose learning rate the plan gives")
@@ -126,34 +140,48 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def resolve_recipe(args: argparse.Namespace, classes: int) -> Recipe:
-    """The model's recipe with the flags that were given."""
+    """The recipe of --model or --recipe with the flags that were given."""
     if args.lr is not None and args.base_lr is not None:
         raise InputError("--lr and --base-lr both set the peak learning rate: give one of them")
     flags = {name: value for name, value in vars(args).items()
-             if name in Recipe.__dataclass_fields__ and name not in ("model", "classes")}
+             if name in Recipe.__dataclass_fields__ and name not in ("model", "recipe", "classes")}
     if args.mixup is False:
         flags["mixup_alpha"] = 0.0
-    return recipe_of(args.model, classes=classes, **flags)
+    elif args.mixup and args.mixup_alpha is None:  # a --recipe may have none
+        flags["mixup_alpha"] = Recipe.mixup_alpha
+    if args.recipe is None:
+        if args.model is None:
+            raise InputError("--model is missing (or --recipe): --help lists the names")
+        return recipe_of(args.model, classes=classes, **flags)
+    row = find_recipe(args.recipe)
+    if args.model not in (None, row.model):
+        raise InputError(f"--recipe {row.name} trains {row.model}: leave --model {args.model} out")
+    return row.resolve(classes=classes, **flags)
 
 
-def print_plan(args: argparse.Namespace) -> None:
-    world_size = args.world_size or runtime.launched_size()
-    if world_size < 1:
-        raise InputError(f"--world-size {world_size} must be at least 1")
-    try:
-        steps = [int(step) for step in args.lr_at.split(",")]
-    except ValueError:
-        raise InputError(f"--lr-at '{args.lr_at}' must be steps such as 0,100,200") from None
+def train_images_and_classes(args: argparse.Namespace) -> tuple[int, int]:
+    """Of the records, if there are any, or ImageNet's; --classes overrides."""
     images, classes = IMAGENET_TRAIN_IMAGES, 1000
     if args.rec_train is not None:
         with RecordFile(args.rec_train, args.rec_train_idx) as records:
             images, classes = len(records), len(records.class_names or ()) or classes
-    recipe = resolve_recipe(args, args.classes or classes)
+            check_classes(records, args.classes or classes)
+    return images, args.classes or classes
+
+
+def print_plan(args: argparse.Namespace) -> None:
+    try:
+        steps = [command_line.not_negative(step) for step in args.lr_at.split(",")]
+    except argparse.ArgumentTypeError:
+        raise InputError(f"--lr-at '{args.lr_at}' must be steps such as 0,100,200") from None
+    images, classes = train_images_and_classes(args)
+    recipe = resolve_recipe(args, classes)
+    found = plan(recipe, images, args.world_size or runtime.launched_size(), steps)
     if runtime.launched_rank() == 0:
-        print(json.dumps(plan(recipe, images, world_size, steps), indent=2))
+        print(json.dumps({**found, **published(recipe)}, indent=2))
 
 
-def train(args: argparse.Namespace) -> None:
+def prepare_run(args: argparse.Namespace, workers: Workers) -> Trainer:
     if args.rec_train is None:
         raise InputError("--rec-train is missing: scripts/pack_records.py makes the file from a "
                          "folder of images (or look at the plan with --dry-run)")
@@ -161,9 +189,7 @@ def train(args: argparse.Namespace) -> None:
         raise InputError("--world-size is for --dry-run; horovodrun -np sets it in a run")
     if args.use_pretrained and args.params:
         raise InputError("--use-pretrained and --params both give the first weights: choose one")
-    with RecordFile(args.rec_train, args.rec_train_idx) as records:
-        classes = args.classes or len(records.class_names or ()) or 1000
-    recipe = resolve_recipe(args, classes)
+    recipe = resolve_recipe(args, train_images_and_classes(args)[1])
     options = RunOptions(
         rec_train=args.rec_train,
         rec_train_idx=args.rec_train_idx,
@@ -175,24 +201,34 @@ def train(args: argparse.Namespace) -> None:
         data_nthreads=args.data_nthreads,
         no_cuda=args.no_cuda,
         eval_frequency=args.eval_frequency,
+        save_frequency=args.save_frequency,
         log_interval=args.log_interval,
     )
-    workers = connect()
-    trainer = Trainer(recipe, options, workers)
-    best = trainer.run()
-    workers.close()
-    if workers.rank == 0:
-        print(f"run directory: {options.save_dir}")
-        if best is not None:
-            print(f"best validation top-1: {best.top1:.2f} %")
+    return Trainer(recipe, options, workers)
+
+
+def prepare(workers: Workers) -> Trainer | None:
+    """What the command line asks for; None if it was a plan or a list, which is now printed."""
+    args = parse_arguments()
+    if args.recipe == "list":
+        print(recipe_table())
+    elif args.dry_run:
+        print_plan(args)
+    else:
+        return prepare_run(args, workers)
+    return None
 
 
 def main() -> None:
-    args = parse_arguments()
-    if args.dry_run:
-        print_plan(args)
-    else:
-        train(args)
+    workers = connect()
+    trainer = workers.together(lambda: prepare(workers))
+    if trainer is not None:
+        best = trainer.run()
+        if workers.rank == 0:
+            print(f"run directory: {trainer.options.save_dir}")
+            if best is not None:
+                print(f"best validation top-1: {best.top1:.2f} %")
+    workers.close()
 
 
 if __name__ == "__main__":

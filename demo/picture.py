@@ -23,7 +23,7 @@ EXAMPLES = """
 
 def held_out_photos(folder: Path, count: int, seed: int) -> list[Path]:
     """Photographs of all classes in turn, chosen by a seed, not by how well they went."""
-    classes = [sorted(path.glob("*.png")) for path in sorted(folder.iterdir()) if path.is_dir()]
+    classes = [sorted(path.glob("*.png")) for path in sorted(folder.glob("*")) if path.is_dir()]
     if not classes or not all(classes):
         raise InputError(f"{folder} has no class folders of PNG files: run `make demo`")
     generator = random.Random(seed)
@@ -45,7 +45,7 @@ def draw(run: Path, photos: Path, output: Path, seed: int) -> None:
                                           probabilities):
         axes.imshow(image)
         axes.axis("off")
-        predicted = classifier.class_names[int(chances.argmax())]
+        predicted = classifier.class_name(int(chances.argmax()))
         right_answer = predicted == file.parent.name
         axes.set_title(f"{predicted}, {100 * chances.max():.0f} %"
                        + ("" if right_answer else f"\n(is {file.parent.name})"),

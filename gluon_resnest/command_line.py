@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NoReturn
 
 from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
 
 USAGE_ERROR = 2
 
+# The launcher kills all ranks as soon as one has ended: the one that prints goes first.
+_HEAD_START = 2.0
+
 
 def run(main: Callable[[], None]) -> None:
     """Run a tool's `main`; print an :class:`InputError` as one line and exit with code 2.
 
-    Under `horovodrun` every rank meets the same error, so rank 0 prints it, unless the error says
+    Under `horovodrun` every rank has the same error, so rank 0 prints it, unless the error says
     that it is of one rank only.
     """
     try:
         main()
     except InputError as error:
         if error.only_here or runtime.launched_rank() == 0:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_HEAD_START)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -31,13 +38,51 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(141)
 
 
-def parser(description: str, examples: str) -> argparse.ArgumentParser:
-    """An argument parser whose `--help` ends with examples that can be typed."""
-    return argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help explains)")
+
+
+def parser(description: str, examples: str) -> Parser:
+    """A parser whose `--help` ends with examples that can be typed."""
+    return Parser(
         description=description,
         epilog=f"examples:\n{examples.rstrip()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def positive(text: str) -> int:
+    """Argument type: a whole number of at least 1."""
+    return _whole_number(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """Argument type: a whole number of at least 0."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least {least}")
+    return value
+
+
+def ratio(text: str) -> float:
+    """Argument type: a number above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be above 0 and at most 1")
+    return value
 
 
 def add_switch(group, name: str, dest: str, help_on: str, aliases: tuple[str, ...] = ()) -> None:
@@ -55,17 +100,25 @@ def add_network_flags(group) -> None:
                             "NAME-symbol.json")
     group.add_argument("--params", type=Path, metavar="FILE",
                        help=".params file of its weights (an exported symbol has its own)")
-    group.add_argument("--classes", type=int, metavar="N",
+    group.add_argument("--classes", type=positive, metavar="N",
                        help="number of classes (default: what the weights have)")
-    group.add_argument("--input-size", type=int, metavar="PX",
+    # --input-size is GluonCV's name for it; --test-size what train_imagenet.py calls the same.
+    group.add_argument("--test-size", "--input-size", type=positive, dest="test_size",
+                       metavar="PX",
                        help="side of the square crop (default: the model's test size)")
-    group.add_argument("--crop-ratio", type=float, metavar="R",
+    group.add_argument("--crop-ratio", type=ratio, metavar="R",
                        help="crop size over the resized short side (default: 0.875)")
+    group.add_argument("--class-names", type=Path, metavar="FILE",
+                       help="one name a line (default: classes.txt beside --params)")
 
 
-def add_device_flags(group, batch_size: int | None, batch_help: str) -> None:
-    """Flags of where and how fast to run."""
-    group.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help=batch_help)
-    group.add_argument("--data-nthreads", type=int, metavar="N",
-                       help="threads that decode images (default: one a core of this worker)")
+def add_batch_flags(group, batch_size: int | None, batch_help: str) -> None:
+    """How many images at a time, and where."""
+    group.add_argument("--batch-size", type=positive, default=batch_size, metavar="N",
+                       help=batch_help)
     group.add_argument("--no-cuda", action="store_true", help="use the CPU even if there is a GPU")
+
+
+def add_thread_flag(group) -> None:
+    group.add_argument("--data-nthreads", type=positive, metavar="N",
+                       help="threads that decode images (default: one a core of this worker)")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from gluon_resnest import command_line
 from gluon_resnest.classifier import load_classifier
-from gluon_resnest.data.loader import EvaluationLoader, check_classes
+from gluon_resnest.data.loader import EvaluationLoader, check_class_names
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.evaluation import evaluate
 from gluon_resnest.training.distributed import Workers, device
@@ -29,15 +29,16 @@ def main() -> None:
                         help="images to evaluate, made by scripts/pack_records.py or im2rec")
     parser.add_argument("--rec-val-idx", type=Path, metavar="FILE",
                         help="its index (default: the .idx beside it)")
-    command_line.add_device_flags(parser, 32, "images at a time (default: 32)")
+    command_line.add_batch_flags(parser, 32, "images at a time (default: 32)")
+    command_line.add_thread_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args()
 
     ctx = device(Workers(), args.no_cuda)
     with RecordFile(args.rec_val, args.rec_val_idx) as records:
-        classifier = load_classifier(args.model, args.params, args.classes, args.input_size,
-                                     args.crop_ratio, ctx=ctx)
-        check_classes(records, classifier.classes)
+        classifier = load_classifier(args.model, args.params, args.classes, args.test_size,
+                                     args.crop_ratio, args.class_names, ctx)
+        check_class_names(records, classifier.class_names)
         loader = EvaluationLoader(records, classifier.transform, args.batch_size, 0, 1,
                                   classifier.classes, args.data_nthreads)
         started = time.perf_counter()

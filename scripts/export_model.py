@@ -27,18 +27,16 @@ def main() -> None:
                         help="symbol: NAME-symbol.json and NAME-0000.params (default)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
                         help="folder for the files; made if it is not there")
-    parser.add_argument("--class-names", type=Path, metavar="FILE",
-                        help="one name a line (default: classes.txt beside --params)")
     args = parser.parse_args()
     if args.model.endswith(SYMBOL_SUFFIX):
         raise InputError(f"--model {args.model} is exported already: give a name such as resnest50")
 
-    classifier = load_classifier(args.model, args.params, args.classes, args.input_size,
+    classifier = load_classifier(args.model, args.params, args.classes, args.test_size,
                                  args.crop_ratio, args.class_names)
     card = {
         "model": classifier.name,
         "classes": classifier.classes,
-        "class_names": list(classifier.class_names),
+        "class_names": classifier.class_names,
         "input_size": classifier.input_size,
         "crop_ratio": classifier.crop_ratio,
         "input": "float32 (N, 3, H, W), RGB, (pixel / 255 - mean) / std",

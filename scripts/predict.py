@@ -35,17 +35,13 @@ def main() -> None:
     parser = command_line.parser(__doc__, EXAMPLES)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     command_line.add_network_flags(parser)
-    parser.add_argument("--class-names", type=Path, metavar="FILE",
-                        help="one name a line (default: classes.txt beside --params)")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K",
+    parser.add_argument("--top-k", type=command_line.positive, default=5, metavar="K",
                         help="classes to show (default: 5)")
-    command_line.add_device_flags(parser, 32, "images at a time (default: 32)")
+    command_line.add_batch_flags(parser, 32, "images at a time (default: 32)")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead")
     args = parser.parse_args()
-    if args.top_k < 1 or args.batch_size < 1:
-        raise InputError("--top-k and --batch-size must be at least 1")
 
-    classifier = load_classifier(args.model, args.params, args.classes, args.input_size,
+    classifier = load_classifier(args.model, args.params, args.classes, args.test_size,
                                  args.crop_ratio, args.class_names,
                                  device(Workers(), args.no_cuda))
     answers = []
@@ -55,7 +51,7 @@ def main() -> None:
                  for path in args.images[start:start + args.batch_size]]
         for probabilities in classifier.probabilities(np.stack(batch)):
             best = np.argsort(-probabilities, kind="stable")[: args.top_k]
-            answers.append([{"class": classifier.class_names[label], "label": int(label),
+            answers.append([{"class": classifier.class_name(label), "label": int(label),
                              "probability": float(probabilities[label])} for label in best])
     if args.json:
         print(json.dumps([{"image": str(path), "top": top}

@@ -66,7 +66,17 @@ def test_classifier_from_symbol_equals_the_one_from_the_checkpoint(net, exported
     np.testing.assert_allclose(found, from_checkpoint.probabilities(crops), atol=1e-6)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
     assert from_symbol.class_names == ("a", "b", "c", "d")
-    assert from_checkpoint.class_names == ("class 0", "class 1", "class 2", "class 3")
+    assert from_checkpoint.class_names is None
+    assert from_checkpoint.class_name(3) == "class 3"
+
+
+def test_a_second_model_wants_a_folder_of_its_own(net, exported, tmp_path):
+    with pytest.raises(InputError, match="describes an export of resnest14: give resnest26"):
+        deploy.export_symbol(net, exported, "resnest26", 64, CARD)
+    for path in exported.iterdir():
+        (tmp_path / path.name.replace("resnest14-", "other-")).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match=r"describes resnest14-symbol.json, not other-symbol"):
+        load_classifier(str(tmp_path / "other-symbol.json"))
 
 
 def test_a_disagreement_leaves_no_file(net, tmp_path, monkeypatch):

@@ -57,9 +57,20 @@ def test_two_ranks_make_the_gradients_of_one(inputs, alone, sizes):
 
 def test_a_worker_alone():
     workers = distributed.Workers()
-    assert workers.on_first(lambda: 42) == 42
-    with pytest.raises(InputError, match="no disk"):
-        workers.on_first(lambda: (_ for _ in ()).throw(InputError("no disk")))
+    assert workers.together(lambda: 42) == 42
+    with pytest.raises(InputError, match=r"^no disk$"):
+        workers.together(lambda: (_ for _ in ()).throw(InputError("no disk")))
+
+
+def test_a_fault_of_one_rank_is_said_by_all(monkeypatch):
+    workers = distributed.Workers()
+    workers.size = 3
+    monkeypatch.setattr(workers, "gather", lambda fault: [fault, "none.rec is missing", None])
+    with pytest.raises(InputError, match=r"^none.rec is missing \(on rank 1 of 3\)$"):
+        workers.together(lambda: 42)
+    monkeypatch.setattr(workers, "gather", lambda _: ["none.rec is missing"] * 3)
+    with pytest.raises(InputError, match=r"^none.rec is missing$"):
+        workers.together(lambda: 42)
 
 
 def test_launched_without_horovod_names_the_remedy(monkeypatch):

@@ -77,7 +77,9 @@ def test_defaults_are_the_papers():
     assert recipe == Recipe(
         "resnest50", epochs=270, base_lr=0.1, warmup_epochs=5, warmup_lr=0, momentum=0.9, wd=1e-4,
         wd_all=False, last_gamma=True, label_smoothing=0.1, smoothing_rule="paper",
-        mixup_alpha=0.2, mixup_lambda="sample", auto_aug=True, color_jitter=0.4, lighting=0.1)
+        mixup_alpha=0.2, mixup_lambda="sample", auto_aug=True, color_jitter=0.4, lighting=0.1,
+        dropblock_prob=0.1)
+    assert recipe_of("resnest14").dropblock_prob == 0
 
 
 def test_published_command_is_understood_and_is_the_recipe():
@@ -124,16 +126,29 @@ def test_dry_run_prints_json():
 @pytest.mark.parametrize(("field", "value", "words"), [
     ("train_size", 16, "--input-size 16 is too small"),
     ("test_size", 31, "--test-size 31 is too small"),
-    ("classes", 1, "--classes 1 is too small"),
-    ("batch_size", 0, "--batch-size 0 is too small"),
-    ("epochs", 0, "--num-epochs 0 is too small"),
+    ("classes", 1, "--classes 1 must be a number of at least 2"),
+    ("batch_size", 0, "--batch-size 0 must be a number of at least 1"),
+    ("epochs", 0, "--num-epochs 0 must be a number of at least 1"),
     ("label_smoothing", 1.0, "--label-smoothing 1.0 is too large"),
-    ("wd", -1e-4, "--wd -0.0001 is too small"),
+    ("wd", -1e-4, "--wd -0.0001 must be a number of at least 0"),
+    ("base_lr", math.inf, "--base-lr inf must be a number"),
+    ("momentum", math.nan, "--momentum nan must be a number"),
+    ("crop_ratio", 0.0, "--crop-ratio 0.0 must be above 0"),
     ("warmup_epochs", 270, "--warmup-epochs 270 leaves nothing of --num-epochs 270"),
 ])
 def test_impossible_values_are_named(field, value, words):
     with pytest.raises(InputError, match=words):
         recipe_of("resnest50", **{field: value})
+
+
+def test_naming_the_models_own_size_changes_nothing():
+    assert recipe_of("resnest200", train_size=256) == recipe_of("resnest200")
+    assert recipe_of("resnest200", train_size=224).test_size == 224
+
+
+def test_more_workers_than_images_is_no_plan():
+    with pytest.raises(InputError, match="37"):
+        plan(recipe_of("resnest14"), 37, 50)
 
 
 def test_a_misspelt_override_is_a_bug():

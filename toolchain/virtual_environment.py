@@ -30,6 +30,11 @@ _TIMEOUT = 60  # seconds without an answer from the index
 
 def create(venv: Path, progress: Progress) -> None:
     """Make `venv` anew with the running Python, and pip in it."""
+    if venv.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").is_file():
+        # install.log alone is ours: it is begun before the environment.
+        if {path.name for path in venv.iterdir()} != {"install.log"}:
+            raise InstallError(f"{venv} holds other things than a virtual environment, and would "
+                               "be deleted: name another folder with --venv")
     shutil.rmtree(venv, ignore_errors=True)
     # Run inside another virtual environment, sys.executable would be that one's link.
     python = getattr(sys, "_base_executable", None) or sys.executable

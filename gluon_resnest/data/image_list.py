@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ContextManager, NamedTuple
 
 from gluon_resnest.errors import InputError
 
@@ -60,7 +60,7 @@ def list_images(source: str | Path, root: str | Path | None = None) -> ImageList
 
 
 def _list_folder(source: Path) -> ImageList:
-    with os.scandir(source) as entries:
+    with _scan(source) as entries:
         names = sorted(entry.name for entry in entries
                        if entry.is_dir() and not entry.name.startswith("."))
     if not names:
@@ -80,11 +80,21 @@ def _list_folder(source: Path) -> ImageList:
     return ImageList(source, images, names)
 
 
+def _scan(folder: Path) -> ContextManager[Iterator[os.DirEntry]]:
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        raise InputError(f"cannot read folder {folder}: {error.strerror}") from None
+
+
 def _image_paths(root: Path, folder: str) -> Iterator[str]:
     """Paths of the images in a class folder and below it, relative to `root`, with slashes."""
-    with os.scandir(root / folder) as entries:
+    with _scan(root / folder) as entries:
         for entry in entries:
             path = f"{folder}/{entry.name}"
+            if not path.isprintable():
+                raise InputError(f"the name of {root / folder}/{entry.name!a} has characters "
+                                 "that a list cannot hold; rename the file")
             if entry.name.startswith(".") or entry.name == "Thumbs.db":
                 continue  # what file managers leave behind
             if entry.is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Callable
 
@@ -21,6 +21,7 @@ BATCHES_AHEAD = 2
 
 # Keeps a sample's random stream apart from the stream that shuffles the records.
 _SAMPLE_STREAM = 2
+
 
 def default_threads() -> int:
     """This process's share of the host's usable cores, at least 1."""
@@ -42,6 +43,24 @@ def check_classes(records: RecordFile, classes: int) -> None:
             f"{records.path.with_suffix('.classes.txt').name}, but the network has {classes}; "
             f"give --classes {len(names)}"
         )
+
+
+def check_class_names(records: RecordFile, expected: Sequence[str] | None) -> None:
+    """Compare the class list beside the record file, if there is one, with the names expected.
+
+    Raises
+    ------
+    InputError
+        They differ: labels would mean other classes. The message names the first difference.
+    """
+    names = records.class_names
+    if names is None or expected is None or names == list(expected):
+        return
+    check_classes(records, len(expected))
+    label = next(i for i, (name, other) in enumerate(zip(names, expected)) if name != other)
+    raise InputError(f"label {label} of {records.path} is '{names[label]}' by its class list, but "
+                     f"'{expected[label]}' is expected: pack it from the same class folders as "
+                     "the training images")
 
 
 def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generator:

@@ -78,7 +78,10 @@ class RecordFile:
     def _open(self) -> None:
         if not self.path.is_file():
             raise InputError(f"record file {self.path} does not exist; {_REMEDY}")
-        self._descriptor = os.open(str(self.path), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            self._descriptor = os.open(str(self.path), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise InputError(f"cannot read record file {self.path}: {error.strerror}") from None
         self._size = os.fstat(self._descriptor).st_size
 
     def _check_index(self) -> None:
@@ -187,7 +190,10 @@ class RecordFile:
         path = self.path.with_suffix(".classes.txt")
         if not path.is_file():
             return None
-        names = path.read_text(encoding="utf-8").splitlines()
+        try:
+            names = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read class list {path} as UTF-8 text ({error})") from None
         if not names or not all(name.strip() for name in names):
             raise InputError(
                 f"class list {path} has an empty line; give it one name a line, in the order of "
@@ -226,7 +232,10 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"index {path} does not exist; it must lie beside the .rec file or be named with its "
             f"flag: copy it there or {_REMEDY}"
         )
-    text = path.read_bytes()
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read index {path}: {error.strerror}") from None
     if not text.strip():
         raise InputError(f"index {path} is empty; copy it again or {_REMEDY}")
     try:

@@ -14,6 +14,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock, SymbolBlock
 
 from gluon_resnest.errors import InputError
+from gluon_resnest.layers import without_dropblock
 
 INPUT_NAME = "data"
 CARD = "model.json"
@@ -50,30 +51,50 @@ def export_symbol(
     ------
     DisagreementError
         If logits differ by more than 1e-5 (of the largest logit); nothing is left behind then.
+    InputError
+        If the folder cannot be written to or holds the export of another model.
     """
     directory = Path(directory)
+    _refuse_other_exports(directory / CARD, name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as scratch:
+            written = _write_checked(net, Path(scratch) / name, input_size, card)
+            return [path.replace(directory / path.name) for path in written]
     except OSError as error:
-        raise InputError(f"--output {directory} cannot be a folder: {error.strerror}") from None
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as scratch:
-        prefix = Path(scratch) / name
-        net.hybridize(static_alloc=True)
+        raise InputError(f"--output {directory} cannot be written to: {error.strerror}") from None
+
+
+def _refuse_other_exports(card: Path, name: str) -> None:
+    """One folder, one card, one model: a second would get the first one's description."""
+    try:
+        other = json.loads(card.read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if other != name:
+        raise InputError(f"{card} describes an export of {other}: give {name} a folder of its own "
+                         "with --output")
+
+
+def _write_checked(
+    net: HybridBlock, prefix: Path, input_size: int, card: dict[str, Any]
+) -> list[Path]:
+    net.hybridize(static_alloc=True)
+    with without_dropblock(net):
         net(mx.nd.zeros((1, 3, input_size, input_size)))  # traces the graph
         net.export(str(prefix), epoch=0)
-        symbol, params = Path(f"{prefix}-symbol.json"), Path(f"{prefix}-0000.params")
-        agreement = _agreement(net, import_symbol(symbol, params), input_size)
-        if not agreement <= TOLERANCE:
-            raise DisagreementError(
-                f"exported logits differ from the network's by {agreement:.2g} of the largest "
-                f"(allowed: {TOLERANCE:.0e}); nothing was written"
-            )
-        described = Path(scratch) / CARD
-        described.write_text(json.dumps(
-            {**card, "files": [symbol.name, params.name], "input_name": INPUT_NAME,
-             "largest_relative_difference": agreement}, indent=2) + "\n", encoding="utf-8")
-        written = [symbol, params, described]
-        return [path.replace(directory / path.name) for path in written]
+    symbol, params = Path(f"{prefix}-symbol.json"), Path(f"{prefix}-0000.params")
+    agreement = _agreement(net, import_symbol(symbol, params), input_size)
+    if not agreement <= TOLERANCE:
+        raise DisagreementError(
+            f"exported logits differ from the network's by {agreement:.2g} of the largest "
+            f"(allowed: {TOLERANCE:.0e}); nothing was written"
+        )
+    described = prefix.with_name(CARD)
+    described.write_text(json.dumps(
+        {**card, "files": [symbol.name, params.name], "input_name": INPUT_NAME,
+         "largest_relative_difference": agreement}, indent=2) + "\n", encoding="utf-8")
+    return [symbol, params, described]
 
 
 def import_symbol(

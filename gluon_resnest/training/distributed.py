@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Callable
 
 import mxnet as mx
@@ -10,6 +11,11 @@ from mxnet import gluon
 
 from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
+
+# The launcher kills all ranks as soon as one has ended. So a rank that gives up leaves the others
+# these seconds to tidy up, and they leave it the time to say why.
+_TIME_TO_TIDY_UP = 1.0
+_TIME_TO_SAY_WHY = 5.0
 
 
 class Workers:
@@ -30,28 +36,40 @@ class Workers:
     def broadcast(self, params: gluon.ParameterDict) -> None:
         """Give every worker the parameters of rank 0."""
 
-    def share(self, value: Any) -> Any:
-        """The value of rank 0, on every worker."""
-        return value
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers, by rank, on every worker."""
+        return [value]
 
     def close(self) -> None:
         """Wait until every worker is done; a rank that leaves early would end the others."""
 
-    def on_first(self, action: Callable[[], Any]) -> Any:
-        """Run `action` on rank 0; every worker gets its result, or its :class:`InputError`.
+    def abandon(self) -> None:
+        """Tell the other workers that this one gives up, and let them end in order."""
 
-        Without this a rank that stops alone would leave the others waiting for it.
+    def was_abandoned(self, error: Exception) -> bool:
+        """Whether `error` is how MXNet tells that another worker gave up."""
+        return False
+
+    def wait_for_reason(self) -> None:
+        """Leave the worker that gave up the time to say why."""
+
+    def together(self, action: Callable[[], Any]) -> Any:
+        """Run `action` on every worker; where one meets an :class:`InputError`, all raise it.
+
+        Without this a rank that stops alone would leave the others waiting for it, and a fault
+        of one host, such as a missing file, would go unsaid: rank 0 speaks for all.
         """
-        result = error = None
-        if self.rank == 0:
-            try:
-                result = action()
-            except InputError as raised:
-                error = str(raised)
-        result, error = self.share((result, error))
-        if error is not None:
-            raise InputError(error)
-        return result
+        result = fault = None
+        try:
+            result = action()
+        except InputError as error:
+            fault = str(error)
+        faults = {rank: text for rank, text in enumerate(self.gather(fault)) if text is not None}
+        if not faults:
+            return result
+        rank, text = next(iter(faults.items()))
+        everywhere = len(faults) == self.size
+        raise InputError(text if everywhere else f"{text} (on rank {rank} of {self.size})")
 
     def average_running_statistics(self, net: gluon.HybridBlock) -> None:
         """Give every worker the mean over the workers of the BN running means and variances.
@@ -81,7 +99,8 @@ class HorovodWorkers(Workers):
             raise InputError(
                 f"{runtime.launched_size()} processes were launched, but Horovod cannot be "
                 f"imported ({error}): `horovodrun --check-build` must show MXNet; "
-                "docs/installation.md says how it is built"
+                "docs/installation.md says how it is built",
+                only_here=True,
             ) from None
         hvd.init()
         self._hvd = hvd
@@ -97,14 +116,22 @@ class HorovodWorkers(Workers):
     def broadcast(self, params):
         self._hvd.broadcast_parameters(params, root_rank=0)
 
-    def share(self, value):
-        value = self._hvd.broadcast_object(value, root_rank=0, name="share")
-        mx.nd.waitall()  # rank 0 only queues its part: it must not leave before it is sent
-        return value
+    def gather(self, value):
+        return self._hvd.allgather_object(value, name="gather")
 
     def close(self):
         self.sum(np.zeros(1))
         self._hvd.shutdown()
+
+    def abandon(self):
+        self._hvd.shutdown()
+        time.sleep(_TIME_TO_TIDY_UP)
+
+    def was_abandoned(self, error):
+        return "Horovod has been shut down" in str(error)
+
+    def wait_for_reason(self):
+        time.sleep(_TIME_TO_SAY_WHY)
 
 
 def connect() -> Workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -22,6 +23,8 @@ class Recipe:
 
     Attributes
     ----------
+    recipe
+        Row of the paper's ablation study that it started from (:mod:`~.training.ablation`).
     batch_size
         Images a worker and step. The global batch is this times the number of workers.
     base_lr
@@ -38,11 +41,15 @@ class Recipe:
     mixup_alpha, mixup_lambda, mixup_off_epoch
         Beta(alpha, alpha) of mixup, 0 for none; lambda drawn for each ``"sample"`` (paper) or each
         ``"batch"`` (GluonCV's script); number of last epochs without mixup.
+    final_drop, dropblock_prob
+        Dropout before the classifier; share that DropBlock drops in the last two stages at the
+        end of training, rising linearly from 0.
     auto_aug, color_jitter, lighting
         AutoAugment's ImageNet policy; strengths of the jitter and of the PCA lighting.
     """
 
     model: str
+    recipe: str | None = None
     classes: int = 1000
     train_size: int = 224
     test_size: int = 224
@@ -63,6 +70,7 @@ class Recipe:
     mixup_lambda: str = "sample"
     mixup_off_epoch: int = 0
     final_drop: float = 0.0
+    dropblock_prob: float = 0.0
     auto_aug: bool = True
     color_jitter: float = 0.4
     lighting: float = 0.1
@@ -73,8 +81,10 @@ class Recipe:
         check_input_size(self.test_size, "--test-size")
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{_flag(name)} {value} is too small: give at least {least}")
+            if value is not None and not (value >= least and math.isfinite(value)):
+                raise InputError(f"{_flag(name)} {value} must be a number of at least {least}")
+        if not 0 < self.crop_ratio <= 1:
+            raise InputError(f"--crop-ratio {self.crop_ratio} must be above 0 and at most 1")
         for name, most in _MOST.items():
             if getattr(self, name) >= most:
                 raise InputError(
@@ -108,8 +118,9 @@ class Recipe:
 
 _LEAST = {"classes": 2, "batch_size": 1, "epochs": 1, "base_lr": 0, "lr": 0, "warmup_epochs": 0,
           "warmup_lr": 0, "momentum": 0, "wd": 0, "label_smoothing": 0, "mixup_alpha": 0,
-          "mixup_off_epoch": 0, "final_drop": 0, "color_jitter": 0, "lighting": 0, "seed": 0}
-_MOST = {"momentum": 1, "label_smoothing": 1, "final_drop": 1}
+          "mixup_off_epoch": 0, "final_drop": 0, "dropblock_prob": 0, "color_jitter": 0,
+          "lighting": 0, "seed": 0}
+_MOST = {"momentum": 1, "label_smoothing": 1, "final_drop": 1, "dropblock_prob": 1}
 
 
 def _flag(field: str) -> str:
@@ -120,7 +131,7 @@ def _flag(field: str) -> str:
 def recipe_of(model: str, **overrides: Any) -> Recipe:
     """The paper's recipe for `model`, with the `overrides` that are not None.
 
-    A training size that is given alone is the test size too.
+    A training size that is given alone, and is not the model's own, is the test size too.
 
     Raises
     ------
@@ -132,7 +143,7 @@ def recipe_of(model: str, **overrides: Any) -> Recipe:
     given = {name: value for name, value in overrides.items() if value is not None}
     if not set(given) <= known:
         raise TypeError(f"no such fields of a recipe: {sorted(set(given) - known)}")
-    if "train_size" in given:
+    if given.get("train_size", variant.train_size) != variant.train_size:
         given.setdefault("test_size", given["train_size"])
     own = Recipe(
         variant.name,
@@ -140,5 +151,6 @@ def recipe_of(model: str, **overrides: Any) -> Recipe:
         test_size=variant.test_size,
         batch_size=variant.batch_size,
         final_drop=variant.final_drop,
+        dropblock_prob=variant.recipe_dropblock_prob,
     )
     return replace(own, **given)

@@ -12,14 +12,19 @@ import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
 
-from gluon_resnest.data.loader import EvaluationLoader, TrainLoader, check_classes
-from gluon_resnest.data.mixup import draw_lambdas, mix_with_reverse, smoothed_labels
+from gluon_resnest.data.loader import EvaluationLoader, TrainLoader, check_class_names
+from gluon_resnest.data.mixup import MIXUP_STREAM, draw_lambdas, mix_with_reverse, smoothed_labels
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.data.sampling import global_batch_sizes
 from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.errors import InputError
 from gluon_resnest.evaluation import Result, evaluate
-from gluon_resnest.layers import Normalize
+from gluon_resnest.layers import (
+    Normalize,
+    scheduled_drop_prob,
+    set_drop_prob,
+    without_dropblock,
+)
 from gluon_resnest.models import ResNeSt, get_model, save_weights
 from gluon_resnest.training import run_directory as files
 from gluon_resnest.training.distributed import Workers, device
@@ -29,7 +34,7 @@ from gluon_resnest.training.report import MetricsLog, draw_learning_curve, progr
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run reads and writes, and how; nothing here changes its result."""
+    """Where a run reads and writes, what it starts from, and how it reports."""
 
     rec_train: Path
     save_dir: Path
@@ -41,6 +46,7 @@ class RunOptions:
     data_nthreads: int | None = None
     no_cuda: bool = False
     eval_frequency: int = 1
+    save_frequency: int = 1
     log_interval: int = 50
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,7 +57,8 @@ class RunOptions:
 class Trainer:
     """A run: its data, network, optimizer and run directory.
 
-    Everything that can be wrong with the input is found here, before anything is written.
+    What can be wrong with the input is found here, before anything is written; what only shows
+    when a record is read ends :meth:`run`.
 
     Raises
     ------
@@ -65,7 +72,6 @@ class Trainer:
         self.workers = workers
         self.ctx = device(workers, options.no_cuda)
         self.records = RecordFile(options.rec_train, options.rec_train_idx)
-        check_classes(self.records, recipe.classes)
         shared = {"batch_size": recipe.batch_size, "rank": workers.rank, "world": workers.size,
                   "classes": recipe.classes, "threads": options.data_nthreads}
         self.loader = TrainLoader(
@@ -77,7 +83,7 @@ class Trainer:
         self.validation_loader = None
         if options.rec_val is not None:
             validation = RecordFile(options.rec_val, options.rec_val_idx)
-            check_classes(validation, recipe.classes)
+            check_class_names(validation, self.records.class_names)
             self.validation_images = len(validation)
             self.validation_loader = EvaluationLoader(
                 validation, EvaluationTransform(recipe.test_size, recipe.crop_ratio), **shared)
@@ -95,7 +101,8 @@ class Trainer:
         recipe = self.recipe
         mx.random.seed(recipe.seed)
         net = get_model(recipe.model, pretrained=self.options.pretrained, classes=recipe.classes,
-                        ctx=self.ctx, final_drop=recipe.final_drop, last_gamma=recipe.last_gamma)
+                        ctx=self.ctx, final_drop=recipe.final_drop, last_gamma=recipe.last_gamma,
+                        dropblock_prob=recipe.dropblock_prob)
         if not self.options.pretrained:
             net.initialize(ctx=self.ctx)
         if not recipe.wd_all:
@@ -108,12 +115,12 @@ class Trainer:
     def run(self) -> Result | None:
         """Train all epochs; the best validation result, or None without validation data."""
         recipe, workers = self.recipe, self.workers
-        workers.on_first(self._create_run_directory)
+        workers.together(self._create_run_directory)
         params = self.net.collect_params()
         workers.broadcast(params)
         # Ranks start from the same weights, but drop different neurons.
         mx.random.seed(recipe.seed * 65_537 + workers.rank)
-        self.optimizer = workers.trainer(
+        self.gluon_trainer = workers.trainer(
             params, mx.optimizer.NAG(momentum=recipe.momentum, wd=recipe.wd,
                                      learning_rate=self.schedule(0)))
         try:
@@ -121,15 +128,23 @@ class Trainer:
                 self._train_epoch(epoch)
                 self._finish_epoch(epoch)
         except InputError as error:
-            if workers.rank == 0:
-                files.discard_unless_trained(self.save_dir)
+            self._discard_unless_trained()
+            workers.abandon()
             raise InputError(str(error), only_here=True) from error
+        except mx.MXNetError as error:
+            if not workers.was_abandoned(error):
+                raise
+            self._discard_unless_trained()
+            workers.wait_for_reason()
+            raise InputError("another worker stopped: its own line says why") from None
         finally:
             if workers.rank == 0:
                 self.metrics.close()
         return self.best
 
     def _create_run_directory(self) -> None:
+        if self.workers.rank != 0:
+            return
         config = {"recipe": self.recipe.as_dict(), "run": self.options.as_dict(),
                   "workers": self.workers.size}
         self.save_dir = files.create_run_directory(
@@ -137,6 +152,10 @@ class Trainer:
         if self.records.class_names:
             files.write_class_names(self.save_dir / files.CLASSES, self.records.class_names)
         self.metrics = MetricsLog(self.save_dir / files.METRICS)
+
+    def _discard_unless_trained(self) -> None:
+        if self.workers.rank == 0:
+            files.discard_unless_trained(self.save_dir)
 
     def _train_epoch(self, epoch: int) -> None:
         started, images_done, loss_sum, pending = time.perf_counter(), 0, 0.0, None
@@ -151,10 +170,10 @@ class Trainer:
                 pending = (self.step, loss, len(labels))
             loss_sum += self._report_step(*pending, bar, images_done, started)
         seconds = time.perf_counter() - started
-        totals = self.workers.sum(np.array([loss_sum, 0.0]))
+        (loss_total,) = self.workers.sum(np.array([loss_sum]))
         if self.workers.rank == 0:
             self.metrics.write(
-                "epoch", epoch=epoch + 1, step=self.step, loss=totals[0] / len(self.records),
+                "epoch", epoch=epoch + 1, step=self.step, loss=loss_total / len(self.records),
                 lr=self.schedule(self.step), seconds=seconds,
                 images_per_second=images_done / seconds)
 
@@ -169,19 +188,22 @@ class Trainer:
             smoothed_labels(labels, recipe.classes, recipe.label_smoothing, recipe.smoothing_rule),
             ctx=self.ctx)
         if recipe.mixup_alpha > 0 and epoch < recipe.epochs - recipe.mixup_off_epoch:
-            rng = np.random.default_rng([recipe.seed, epoch, batch, self.workers.rank])
+            rng = np.random.default_rng(
+                [recipe.seed, epoch, batch, self.workers.rank, MIXUP_STREAM])
             lambdas = mx.nd.array(
                 draw_lambdas(len(labels), recipe.mixup_alpha, rng, recipe.mixup_lambda),
                 ctx=self.ctx)
             inputs = mix_with_reverse(inputs, lambdas)
             targets = mix_with_reverse(targets, lambdas)
+        set_drop_prob(self.net, scheduled_drop_prob(
+            self.step, self.schedule.total_steps, recipe.dropblock_prob))
         with autograd.record():
             loss = self.loss(self.net(inputs), targets)
         loss.backward()
-        self.optimizer.set_learning_rate(self.schedule(self.step))
+        self.gluon_trainer.set_learning_rate(self.schedule(self.step))
         # Horovod sums over the ranks and divides by their number: so each image of the global
         # batch weighs the same, also where the ranks' batches differ by one image.
-        self.optimizer.step(self.global_batches[batch] / self.workers.size)
+        self.gluon_trainer.step(self.global_batches[batch] / self.workers.size)
         return loss.mean()
 
     def _report_step(self, step, loss, images, bar, images_done, started) -> float:
@@ -200,31 +222,36 @@ class Trainer:
         return value * images
 
     def _finish_epoch(self, epoch: int) -> None:
-        """Validate if it is due, and write checkpoints and pictures."""
+        """Write a checkpoint; validate if it is due, and write what follows from that."""
         self.workers.average_running_statistics(self.net)
-        last = epoch + 1 == self.recipe.epochs
-        due = last or (epoch + 1) % max(1, self.options.eval_frequency) == 0
+        last, every = epoch + 1 == self.recipe.epochs, self.options.eval_frequency
+        # Before validation: a fault in the validation records must not cost the epoch.
+        if self.workers.rank == 0 and (last or (epoch + 1) % self.options.save_frequency == 0):
+            save_weights(self.net, self.save_dir / files.LAST)
+        due = last or (every > 0 and (epoch + 1) % every == 0)
         result = self._validate() if due and self.validation_loader is not None else None
         if self.workers.rank != 0:
             return
-        save_weights(self.net, self.save_dir / files.LAST)
         if result is not None:
-            self.metrics.write("validation", epoch=epoch + 1, step=self.step, **result.as_dict())
-            print(f"epoch {epoch + 1}: validation top-1 {result.top1:.2f} %, top-5 "
-                  f"{result.top5:.2f} %, loss {result.loss:.4f}, {result.images} images",
-                  flush=True)
-            if self.best is None or result.top1 > self.best.top1:
-                self.best = result
-                save_weights(self.net, self.save_dir / files.BEST)
+            self._report_validation(epoch, result)
         if result is not None or last:
             draw_learning_curve(self.save_dir / files.METRICS, self.save_dir / files.CURVE,
                                 f"{self.recipe.model}, {self.workers.size} worker(s)")
 
+    def _report_validation(self, epoch: int, result: Result) -> None:
+        self.metrics.write("validation", epoch=epoch + 1, step=self.step, **result.as_dict())
+        print(f"epoch {epoch + 1}: validation top-1 {result.top1:.2f} %, top-5 "
+              f"{result.top5:.2f} %, loss {result.loss:.4f}, {result.images} images", flush=True)
+        if self.best is None or result.top1 > self.best.top1:
+            self.best = result
+            save_weights(self.net, self.save_dir / files.BEST)
+
     def _validate(self) -> Result:
         batches = tqdm(self.validation_loader, desc="validation", unit="batch", leave=False,
                        disable=self.workers.rank != 0)
-        return evaluate(
-            lambda pixels: self.net(self.normalize(pixels)),
-            batches, self.ctx, self.validation_images,
-            reduce=self.workers.sum, batch_size=self.recipe.batch_size,
-        )
+        with without_dropblock(self.net):  # it would do nothing here, but cost a third of the time
+            return evaluate(
+                lambda pixels: self.net(self.normalize(pixels)),
+                batches, self.ctx, self.validation_images,
+                reduce=self.workers.sum, batch_size=self.recipe.batch_size,
+            )
