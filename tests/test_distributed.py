@@ -37,6 +37,7 @@ def alone(inputs):
     return mx.nd.load(str(inputs / "alone.params"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", ["2,2", "3,1"])
 def test_two_ranks_make_the_gradients_of_one(inputs, alone, sizes):
     run_horovod(PROGRAM, inputs / "start.params", inputs / "batch.npz",

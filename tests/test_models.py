@@ -59,6 +59,7 @@ def test_name_agrees_with_architecture(name):
             map(int, setting.groups()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_gradients_reach_every_weight(name, rng):
     net = gluon_resnest.get_model(name, classes=10)

@@ -120,6 +120,7 @@ def test_exported_files_predict_what_the_checkpoint_predicts(run, digit_folders,
             checkpoint["top"][0]["probability"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_start_from_the_same_seed_alike(digits, tmp_path):
     """Same seed, same weights, bit for bit, under the engine that computes in order."""
     os.environ["MXNET_ENGINE_TYPE"] = "NaiveEngine"

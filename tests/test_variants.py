@@ -12,7 +12,7 @@ from conftest import randomize
 from mxnet import autograd
 
 import gluon_resnest
-from gluon_resnest.deploy.symbol import export_symbol
+from gluon_resnest.deploy.symbol import export_symbol, import_symbol
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import DropBlock, GroupNorm
 from gluon_resnest.models import find_variant
@@ -196,11 +196,18 @@ def test_dropblock_stands_in_the_last_two_stages_and_nowhere_in_files(name, tmp_
     net.initialize()
     net.save_parameters(str(tmp_path / "net.params"))
     plain.load_parameters(str(tmp_path / "net.params"))
-    export_symbol(net, tmp_path / "out", "resnest14", 64, {"model": "resnest14"})
-    exported = mx.sym.load(str(tmp_path / "out" / "resnest14-symbol.json"))
-    operators = [node["op"] for node in json.loads(exported.tojson())["nodes"]]
     without = [node["op"] for node in json.loads(plain(mx.sym.var("data")).tojson())["nodes"]]
-    assert sorted(operators) == sorted(without)
+    export_symbol(net, tmp_path / "out", "resnest14", 64, {"model": "resnest14"})
+    net.export(str(tmp_path / "own"))  # what users of Gluon call
+    for path in (tmp_path / "out" / "resnest14-symbol.json", tmp_path / "own-symbol.json"):
+        operators = [node["op"] for node in json.loads(path.read_text())["nodes"]]
+        assert sorted(operators) == sorted(without)
+    again = import_symbol(tmp_path / "own-symbol.json", tmp_path / "own-0000.params")
+    image = mx.nd.ones((1, 3, 64, 64))
+    np.testing.assert_array_equal(again(image).asnumpy(), net(image).asnumpy())
+    with autograd.record():  # and it still drops in training
+        first, second = net(mx.nd.ones((2, 3, 64, 64))), net(mx.nd.ones((2, 3, 64, 64)))
+    assert np.abs((first - second).asnumpy()).max() > 0
 
 
 @pytest.mark.parametrize("training_first", [True, False])

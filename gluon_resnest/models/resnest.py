@@ -8,7 +8,14 @@ from typing import Any
 import mxnet as mx
 from mxnet.gluon import nn
 
-from gluon_resnest.layers import DropBlock, NormLayer, SplitAttention, check_batch, make_norm
+from gluon_resnest.layers import (
+    DropBlock,
+    NormLayer,
+    SplitAttention,
+    check_batch,
+    make_norm,
+    without_dropblock,
+)
 from gluon_resnest.models.variants import Variant
 
 EXPANSION = 4
@@ -208,6 +215,17 @@ class ResNeSt(nn.HybridBlock):
         Weights are drawn from N(0, sqrt(2 / fan_in)), biases are zero.
         """
         super().initialize(init or kaiming(), ctx, verbose, force_reinit)
+
+    def export(self, path, epoch=0, **kwargs):
+        """Write ``PATH-symbol.json`` and ``PATH-EPOCH.params``, with nothing of DropBlock."""
+        if not self.variant.dropblock_prob:
+            return super().export(path, epoch, **kwargs)
+        weight = self.conv1[0].weight
+        image = mx.nd.zeros((1, self.variant.in_channels, 64, 64), weight.list_ctx()[0],
+                            weight.dtype)
+        with without_dropblock(self):
+            self(image)  # traces the graph that is written
+            return super().export(path, epoch, **kwargs)
 
     def forward(self, x, *args):
         if self.variant.radix:
