@@ -7,6 +7,8 @@ import numpy as np
 
 from gluon_resnest.errors import InputError
 
+cv2.setLogLevel(0)  # what it would print of a damaged image, we say with the image's name
+
 
 def decode(content: bytes) -> np.ndarray:
     """Decode an image of any kind that OpenCV reads: JPEG, PNG, BMP, WebP, ...
