@@ -14,8 +14,8 @@ from gluon_resnest.errors import InputError
 
 # The launcher kills all ranks as soon as one has ended. So a rank that gives up leaves the others
 # these seconds to tidy up, and they leave it the time to say why.
-_TIME_TO_TIDY_UP = 1.0
-_TIME_TO_SAY_WHY = 5.0
+_TIME_TO_TIDY_UP = 6.0
+_TIME_TO_SAY_WHY = 15.0
 
 
 class Workers:
