@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Callable
 
 import mxnet as mx
@@ -11,11 +10,6 @@ from mxnet import gluon
 
 from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
-
-# The launcher kills all ranks as soon as one has ended. So a rank that gives up leaves the others
-# these seconds to tidy up, and they leave it the time to say why.
-_TIME_TO_TIDY_UP = 6.0
-_TIME_TO_SAY_WHY = 15.0
 
 
 class Workers:
@@ -43,15 +37,9 @@ class Workers:
     def close(self) -> None:
         """Wait until every worker is done; a rank that leaves early would end the others."""
 
-    def abandon(self) -> None:
-        """Tell the other workers that this one gives up, and let them end in order."""
-
     def was_abandoned(self, error: Exception) -> bool:
         """Whether `error` is how MXNet tells that another worker gave up."""
         return False
-
-    def wait_for_reason(self) -> None:
-        """Leave the worker that gave up the time to say why."""
 
     def together(self, action: Callable[[], Any]) -> Any:
         """Run `action` on every worker; where one meets an :class:`InputError`, all raise it.
@@ -123,15 +111,8 @@ class HorovodWorkers(Workers):
         self.sum(np.zeros(1))
         self._hvd.shutdown()
 
-    def abandon(self):
-        self._hvd.shutdown()
-        time.sleep(_TIME_TO_TIDY_UP)
-
     def was_abandoned(self, error):
         return "Horovod has been shut down" in str(error)
-
-    def wait_for_reason(self):
-        time.sleep(_TIME_TO_SAY_WHY)
 
 
 def connect() -> Workers:

@@ -26,7 +26,7 @@ def default_run_directory(model: str) -> Path:
     return Path("runs") / f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def create_run_directory(path: Path, overwrite: bool, config: dict[str, Any]) -> Path:
+def create_run_directory(path: Path, overwrite: bool, config: dict[str, Any]) -> None:
     """Make `path` ready for a new run, with the resolved settings in it.
 
     Raises
@@ -44,7 +44,6 @@ def create_run_directory(path: Path, overwrite: bool, config: dict[str, Any]) ->
         (path / name).unlink()
     with replacing(path / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return path
 
 
 def discard_unless_trained(path: Path) -> None:

@@ -115,6 +115,7 @@ class Trainer:
     def run(self) -> Result | None:
         """Train all epochs; the best validation result, or None without validation data."""
         recipe, workers = self.recipe, self.workers
+        self.save_dir = workers.gather(self.options.save_dir)[0]  # its default holds the time
         workers.together(self._create_run_directory)
         params = self.net.collect_params()
         workers.broadcast(params)
@@ -128,14 +129,13 @@ class Trainer:
                 self._train_epoch(epoch)
                 self._finish_epoch(epoch)
         except InputError as error:
-            self._discard_unless_trained()
-            workers.abandon()
+            # Here, whatever the rank: rank 0 waits for this one, and will not outlive it for long.
+            files.discard_unless_trained(self.save_dir)
             raise InputError(str(error), only_here=True) from error
         except mx.MXNetError as error:
             if not workers.was_abandoned(error):
                 raise
-            self._discard_unless_trained()
-            workers.wait_for_reason()
+            files.discard_unless_trained(self.save_dir)
             raise InputError("another worker stopped: its own line says why") from None
         finally:
             if workers.rank == 0:
@@ -147,15 +147,10 @@ class Trainer:
             return
         config = {"recipe": self.recipe.as_dict(), "run": self.options.as_dict(),
                   "workers": self.workers.size}
-        self.save_dir = files.create_run_directory(
-            self.options.save_dir, self.options.overwrite, config)
+        files.create_run_directory(self.save_dir, self.options.overwrite, config)
         if self.records.class_names:
             files.write_class_names(self.save_dir / files.CLASSES, self.records.class_names)
         self.metrics = MetricsLog(self.save_dir / files.METRICS)
-
-    def _discard_unless_trained(self) -> None:
-        if self.workers.rank == 0:
-            files.discard_unless_trained(self.save_dir)
 
     def _train_epoch(self, epoch: int) -> None:
         started, images_done, loss_sum, pending = time.perf_counter(), 0, 0.0, None
