@@ -127,6 +127,11 @@ def prepare() -> None:
     set_thread_count()
 
 
+def onednn_is_on() -> bool:
+    """Whether MXNet computes with oneDNN, as it does unless MXNET_MKLDNN_ENABLED is 0."""
+    return os.environ.get("MXNET_MKLDNN_ENABLED", "1") != "0"
+
+
 def model_mirror() -> str | None:
     """Folder of published weights that takes the place of all others: MXNET_GLUON_REPO."""
     mirror = os.environ.get("MXNET_GLUON_REPO")
@@ -146,3 +151,20 @@ def resnest_store() -> str:
 def model_folder() -> Path:
     """Folder of downloaded weights, shared with GluonCV: ``$MXNET_HOME/models``."""
     return Path(os.environ.get("MXNET_HOME", "~/.mxnet")).expanduser() / "models"
+
+
+def cache_folder() -> Path:
+    """Folder for what can be made again: ``$XDG_CACHE_HOME/gluon-resnest`` (``~/.cache/...``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gluon-resnest"
+
+
+def child_environment(threads: int | None, **variables: str) -> dict[str, str]:
+    """Environment variables for a process that computes with `threads` threads.
+
+    They are this process's, with `variables` in addition. None leaves the number of threads to
+    the other process's libraries.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return {**environment, **variables}

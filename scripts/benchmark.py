@@ -1,13 +1,16 @@
 #!/usr/bin/env python
-"""Measure what the networks cost."""
+"""Measure what the networks cost: arithmetic and memory, or time beside peers."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from gluon_resnest import command_line
+from gluon_resnest.benchmark import network, tables
+from gluon_resnest.benchmark.contest import ContestError
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import check_input_size, find_variant, list_models
 from gluon_resnest.models.cost import Cost, summary
@@ -18,6 +21,7 @@ EXAMPLES = """
   python scripts/benchmark.py cost --model resnest50 resnest50_2s2x40d --input-size 320
   python scripts/benchmark.py cost --model resnest14 --layers
   python scripts/benchmark.py cost --markdown     (the table of docs/models.md)
+  python scripts/benchmark.py network --model resnest50 --peer gluoncv timm
 """
 
 # Title of a column, key of `cost_row`, format of its values.
@@ -57,14 +61,8 @@ def table(rows: list[dict[str, Any]], markdown: bool) -> str:
     titles = [title for title, *_ in COLUMNS]
     numeric = [shape != "{}" or key == "input_size" for _, key, shape in COLUMNS]
     if markdown:
-        lines = [titles, ["--:" if right else "---" for right in numeric],
-                 *([f"`{first}`", *rest] for first, *rest in cells)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    widths = [max(map(len, column)) for column in zip(titles, *cells)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if right else cell.ljust(width)
-                  for cell, width, right in zip(line, widths, numeric)).rstrip()
-        for line in (titles, *cells))
+        cells = [[f"`{first}`", *rest] for first, *rest in cells]
+    return tables.table(titles, cells, numeric, markdown)
 
 
 def print_costs(args: argparse.Namespace) -> None:
@@ -84,6 +82,13 @@ def print_costs(args: argparse.Namespace) -> None:
         print(table(rows, args.markdown))
 
 
+def print_times(args: argparse.Namespace) -> None:
+    try:
+        network.measure(args)
+    except ContestError as error:
+        sys.exit(f"error: {error}")
+
+
 def main() -> None:
     parser = command_line.parser(__doc__, EXAMPLES)
     tools = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
@@ -98,6 +103,12 @@ def main() -> None:
     form.add_argument("--json", action="store_true", help="print JSON instead")
     form.add_argument("--markdown", action="store_true",
                       help="print the table in Markdown, as docs/models.md has it")
+    time = tools.add_parser("network", help="time of forward and training step, beside peers",
+                            description=network.DESCRIPTION,
+                            epilog=f"examples:{network.EXAMPLES}{network.READING}".rstrip(),
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    time.set_defaults(measure=print_times)
+    network.add_flags(time)
     args = parser.parse_args()
     args.measure(args)
 

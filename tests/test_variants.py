@@ -92,8 +92,8 @@ def test_features_have_the_promised_shapes(output_stride, size, tmp_path):
         again = mx.gluon.SymbolBlock.imports(
             str(tmp_path / "features-symbol.json"), ["data"],
             str(tmp_path / "features-0000.params"))
-    for found, expected in zip(again(images), maps):
-        np.testing.assert_array_equal(found.asnumpy(), expected.asnumpy())
+    for found, expected in zip(again(images), maps):  # other operators, the same values
+        np.testing.assert_allclose(found.asnumpy(), expected.asnumpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_features_are_those_of_the_classifier(rng):
@@ -204,7 +204,7 @@ def test_dropblock_stands_in_the_last_two_stages_and_nowhere_in_files(name, tmp_
         assert sorted(operators) == sorted(without)
     again = import_symbol(tmp_path / "own-symbol.json", tmp_path / "own-0000.params")
     image = mx.nd.ones((1, 3, 64, 64))
-    np.testing.assert_array_equal(again(image).asnumpy(), net(image).asnumpy())
+    np.testing.assert_allclose(again(image).asnumpy(), net(image).asnumpy(), atol=1e-5, rtol=0)
     with autograd.record():  # and it still drops in training
         first, second = net(mx.nd.ones((2, 3, 64, 64))), net(mx.nd.ones((2, 3, 64, 64)))
     assert np.abs((first - second).asnumpy()).max() > 0

@@ -6,7 +6,15 @@ from gluon_resnest.layers.dropblock import (
     set_drop_prob,
     without_dropblock,
 )
-from gluon_resnest.layers.normalization import GroupNorm, NormLayer, check_batch, make_norm
+from gluon_resnest.layers.normalization import (
+    GroupNorm,
+    NormLayer,
+    check_batch,
+    fits_one_operator,
+    make_norm,
+    norm_relu,
+)
+from gluon_resnest.layers.operators import portable_operators
 from gluon_resnest.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from gluon_resnest.layers.split_attention import SplitAttention, attention_channels
 
@@ -20,7 +28,10 @@ __all__ = [
     "SplitAttention",
     "attention_channels",
     "check_batch",
+    "fits_one_operator",
     "make_norm",
+    "norm_relu",
+    "portable_operators",
     "scheduled_drop_prob",
     "set_drop_prob",
     "without_dropblock",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, Callable, Iterator
+from typing import Any, Iterator
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
 from mxnet.gluon import Block, HybridBlock, Parameter, ParameterDict
+
+from gluon_resnest.layers.operators import called_from, forget_graphs, is_symbol_for_others
 
 # Nothing is divided by a smaller share of kept cells: a finite scale, also in float16.
 SMALLEST_SHARE = 2.0**-15
@@ -83,8 +83,7 @@ class DropBlock(HybridBlock):
     def hybrid_forward(self, F, x, seed_rate):
         if self._left_out:
             return x
-        if F is mx.symbol and not _called_from(HybridBlock._get_graph):
-            # A symbol for someone else, who has no value for our variable.
+        if is_symbol_for_others(F):  # who have no value for our variable
             if self._drop_prob == 0:
                 return x
             seed_rate = F.full((1,), self.seed_rate.value)
@@ -123,7 +122,7 @@ class DropBlock(HybridBlock):
     def collect_params(self, select: str | None = None) -> ParameterDict:
         """None: but a graph that is being built finds its input here, and nobody else does."""
         params = super().collect_params(select)
-        if not self._left_out and _called_from(HybridBlock._build_cache):
+        if not self._left_out and called_from(HybridBlock._build_cache):
             params.update({self.seed_rate.name: self.seed_rate})
         return params
 
@@ -165,13 +164,13 @@ def without_dropblock(net: Block) -> Iterator[Block]:
         return
     for layer, _ in layers:
         layer._left_out = True
-    _forget_graphs(net)
+    forget_graphs(net)
     try:
         yield net
     finally:
         for layer, before in layers:
             layer._left_out = before
-        _forget_graphs(net)
+        forget_graphs(net)
 
 
 class _SeedRate(Parameter):
@@ -204,17 +203,3 @@ def _dropblocks(net: Block) -> list[DropBlock]:
     found = []
     net.apply(lambda block: found.append(block) if isinstance(block, DropBlock) else None)
     return found
-
-
-def _forget_graphs(net: Block) -> None:
-    net.apply(lambda block: block._clear_cached_op() if isinstance(block, HybridBlock) else None)
-
-
-def _called_from(function: Callable[..., Any]) -> bool:
-    """Whether `function` is among the callers. MXNet does not tell a layer who traces it."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is function.__code__:
-            return True
-        frame = frame.f_back
-    return False

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from mxnet.gluon import nn
 
-from gluon_resnest.layers.normalization import NormLayer, check_batch, make_norm
+from gluon_resnest.layers.normalization import (
+    NormLayer,
+    check_batch,
+    fits_one_operator,
+    make_norm,
+    norm_relu,
+)
+from gluon_resnest.layers.operators import traces_for_cpu
 
 
 def attention_channels(channels: int, radix: int) -> int:
@@ -93,18 +101,23 @@ class SplitAttention(nn.HybridBlock):
                 f"the attention's {hidden} hidden channels (a quarter of radix {radix} x channels "
                 f"{channels}, at least 32) must be divisible by cardinality {cardinality}"
             )
-        self._channels = channels
-        self._radix = radix
-        self._cardinality = cardinality
+        self.channels = channels
+        self.radix = radix
+        self.cardinality = cardinality
+        self._dtype = "float32"
         self.conv = nn.Conv2D(
             channels * radix, kernel_size, strides, padding, dilation,
             groups=cardinality * radix, in_channels=channels, use_bias=False,
         )
-        self.bn = make_norm(norm_layer, channels * radix, norm_kwargs)
+        self.bn = make_norm(
+            norm_layer, channels * radix, norm_kwargs,
+            before_relu=fits_one_operator(channels // (cardinality * radix)))
         self.relu = nn.Activation("relu")
         # The bias of fc1 is cancelled by the normalisation behind it; published weights have it.
         self.fc1 = nn.Conv2D(hidden, 1, groups=cardinality, in_channels=channels)
-        self.bn1 = make_norm(norm_layer, hidden, norm_kwargs, at_one_pixel=True)
+        self.bn1 = make_norm(norm_layer, hidden, norm_kwargs, at_one_pixel=True,
+                             before_relu=fits_one_operator(channels // cardinality,
+                                                           hidden // cardinality))
         self.relu1 = nn.Activation("relu")
         self.fc2 = nn.Conv2D(channels * radix, 1, groups=cardinality, in_channels=hidden)
 
@@ -113,22 +126,56 @@ class SplitAttention(nn.HybridBlock):
         return super().forward(x, *args)
 
     def hybrid_forward(self, F, x):
-        splits = self.relu(self.bn(self.conv(x)))  # (N, R C, H', W'), radix-major
-        # Pooling commutes with the sum over the radix, and is far cheaper before it.
-        pooled = F.contrib.AdaptiveAvgPooling2D(splits, output_size=1)
-        if self._radix > 1:
-            pooled = F.reshape(pooled, shape=(0, self._radix, self._channels, 1, 1)).sum(axis=1)
-        logits = self.fc2(self.relu1(self.bn1(self.fc1(pooled))))  # (N, R C, 1, 1), card.-major
-        if self._radix == 1:
-            return F.broadcast_mul(splits, F.sigmoid(logits))
-        attention = self._softmax_over_radix(F, logits)
-        weighed = F.broadcast_mul(splits, attention)
-        return F.add_n(*F.split(weighed, num_outputs=self._radix, axis=1))
+        splits = norm_relu(self.bn, self.relu, self.conv(x))  # (N, R C, H', W'), radix-major
+        if self._dtype == "float32" and traces_for_cpu(F):
+            return self._weighed_by_products(F, splits)
+        return self._weighed_by_broadcasting(F, splits)
 
-    def _softmax_over_radix(self, F, logits):
-        """Cardinality-major logits to radix-major attention, both (N, R C, 1, 1)."""
-        attention = F.reshape(logits, shape=(0, self._cardinality, self._radix, -1))
+    def _weighed_by_broadcasting(self, F, splits):
+        # Pooling commutes with the sum over the radix, and is far cheaper before it.
+        attention = self._attention(F, F.contrib.AdaptiveAvgPooling2D(splits, output_size=1))
+        weighed = F.broadcast_mul(splits, attention)
+        return F.add_n(*F.split(weighed, num_outputs=self.radix, axis=1))
+
+    def _weighed_by_products(self, F, splits):
+        """Means over pixels and their opposite, spreading over pixels, as matrix products.
+
+        Each is then the other's gradient, and both are fast. MXNet's pooling and broadcasting
+        have gradients on the CPU that take longer than the convolutions around them.
+        """
+        # To plain memory once: behind a oneDNN operator every other one makes a copy of its own.
+        splits = F.reshape(splits, shape=(0, 0, 0, 0))
+        maps = F.reshape(splits, shape=(0, 0, -1))  # (N, R C, H' W')
+        pixels = F.BlockGrad(F.slice_axis(maps, axis=1, begin=0, end=1))  # (N, 1, H' W')
+        pooled = F.batch_dot(maps, F.softmax(F.zeros_like(pixels)), transpose_b=True)
+        attention = self._attention(F, F.expand_dims(pooled, axis=3))
+        attention = F.reshape(attention, shape=(0, 0, 1))
+        everywhere = F.ones_like(pixels)
+        if self.radix == 1:
+            weighed = F.elemwise_mul(maps, F.batch_dot(attention, everywhere))
+        else:
+            # Attention sums to 1 over the radix: all but the last are added as differences to it.
+            *others, last = F.split(maps, num_outputs=self.radix, axis=1)
+            weights = F.split(attention, num_outputs=self.radix, axis=1)
+            weighed = F.add_n(last, *(
+                F.elemwise_mul(F.elemwise_sub(split, last), F.batch_dot(weight, everywhere))
+                for split, weight in zip(others, weights)))
+        return F.reshape_like(weighed, splits, lhs_begin=2, lhs_end=3, rhs_begin=2, rhs_end=4)
+
+    def _attention(self, F, pooled):
+        """Attention (N, R C, 1, 1), radix-major, from the means of the splits, of that shape."""
+        if self.radix > 1:
+            pooled = F.reshape(pooled, shape=(0, self.radix, self.channels, 1, 1)).sum(axis=1)
+        hidden = norm_relu(self.bn1, self.relu1, self.fc1(pooled))
+        logits = self.fc2(hidden)  # (N, R C, 1, 1), cardinality-major
+        if self.radix == 1:
+            return F.sigmoid(logits)
+        attention = F.reshape(logits, shape=(0, self.cardinality, self.radix, -1))
         attention = F.softmax(attention, axis=2)
-        if self._cardinality > 1:
+        if self.cardinality > 1:
             attention = F.transpose(attention, axes=(0, 2, 1, 3))
         return F.reshape(attention, shape=(0, -1, 1, 1))
+
+    def cast(self, dtype: Any) -> None:
+        super().cast(dtype)
+        self._dtype = np.dtype(dtype).name

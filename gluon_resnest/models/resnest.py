@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mxnet as mx
-from mxnet.gluon import nn
+from mxnet.gluon import contrib, nn
 
 from gluon_resnest.layers import (
     DropBlock,
     NormLayer,
     SplitAttention,
     check_batch,
+    fits_one_operator,
     make_norm,
+    norm_relu,
+    portable_operators,
     without_dropblock,
 )
 from gluon_resnest.models.variants import Variant
@@ -33,8 +36,8 @@ class BlockSettings:
     norm_layer: NormLayer = nn.BatchNorm
     norm_kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def norm(self, channels: int, zero_gamma: bool = False) -> nn.HybridBlock:
-        return make_norm(self.norm_layer, channels, self.norm_kwargs, zero_gamma=zero_gamma)
+    def norm(self, channels: int, **kwargs: bool) -> nn.HybridBlock:
+        return make_norm(self.norm_layer, channels, self.norm_kwargs, **kwargs)
 
 
 class Bottleneck(nn.HybridBlock):
@@ -79,17 +82,19 @@ class Bottleneck(nn.HybridBlock):
     ) -> None:
         super().__init__(**kwargs)
         variant = settings.variant
-        self._avd_first = variant.avd_first
+        self.pools_first = variant.avd_first
         group_width = planes * variant.width // 64 * variant.cardinality
         self.conv1 = nn.Conv2D(group_width, 1, in_channels=in_channels, use_bias=False)
-        self.bn1 = settings.norm(group_width)
+        groups = variant.cardinality * max(variant.radix, 1)
+        fused = fits_one_operator(in_channels, group_width // groups)
+        self.bn1 = settings.norm(group_width, before_relu=fused)
         self.relu1 = nn.Activation("relu")
         self.bn2 = self.avd_layer = None
         if variant.radix == 0:
             self.conv2 = nn.Conv2D(group_width, 3, strides, dilation, dilation,
-                                   groups=variant.cardinality, in_channels=group_width,
+                                   groups=groups, in_channels=group_width,
                                    use_bias=False)
-            self.bn2 = settings.norm(group_width)
+            self.bn2 = settings.norm(group_width, before_relu=fused)
             self.relu2 = nn.Activation("relu")
         else:
             self.conv2 = SplitAttention(
@@ -109,14 +114,16 @@ class Bottleneck(nn.HybridBlock):
 
     def hybrid_forward(self, F, x):
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu1(_dropped(self.dropblock1, self.bn1(self.conv1(x))))
-        if self.avd_layer is not None and self._avd_first:
+        # DropBlock only drops and scales: it may as well stand behind ReLU.
+        out = _dropped(self.dropblock1, norm_relu(self.bn1, self.relu1, self.conv1(x)))
+        if self.avd_layer is not None and self.pools_first:
             out = self.avd_layer(out)
         if self.bn2 is None:
             out = _dropped(self.dropblock2, self.conv2(out))
         else:
-            out = self.relu2(_dropped(self.dropblock2, self.bn2(self.conv2(out))))
-        if self.avd_layer is not None and not self._avd_first:
+            out = norm_relu(self.bn2, self.relu2, self.conv2(out))
+            out = _dropped(self.dropblock2, out)
+        if self.avd_layer is not None and not self.pools_first:
             out = self.avd_layer(out)
         out = _dropped(self.dropblock3, self.bn3(self.conv3(out)))
         return self.relu3(out + shortcut)
@@ -124,6 +131,15 @@ class Bottleneck(nn.HybridBlock):
 
 def _dropped(dropblock: DropBlock | None, x):
     return x if dropblock is None else dropblock(x)
+
+
+class StemConvolutions(nn.HybridSequential):
+    """The three convolutions of the deep stem, with what stands between them."""
+
+    def hybrid_forward(self, F, x):
+        conv1, bn1, relu1, conv2, bn2, relu2, conv3 = self._children.values()
+        x = norm_relu(bn1, relu1, conv1(x))
+        return conv3(norm_relu(bn2, relu2, conv2(x)))
 
 
 class ResNeSt(nn.HybridBlock):
@@ -178,20 +194,21 @@ class ResNeSt(nn.HybridBlock):
         self.features_only = features_only
         settings = BlockSettings(variant, last_gamma, norm_layer, dict(norm_kwargs or {}))
         stem = variant.stem_width
+        fused = fits_one_operator(stem)
         self.channels = tuple(64 * 2**stage * EXPANSION for stage in range(4))
         dilations, self.strides = _dilations_and_strides(variant.output_stride)
         with self.name_scope():
-            self.conv1 = nn.HybridSequential(prefix="conv1")
+            self.conv1 = StemConvolutions(prefix="conv1")
             self.conv1.add(
                 nn.Conv2D(stem, 3, 2, 1, in_channels=variant.in_channels, use_bias=False),
-                settings.norm(stem),
+                settings.norm(stem, before_relu=fused),
                 nn.Activation("relu"),
                 nn.Conv2D(stem, 3, 1, 1, in_channels=stem, use_bias=False),
-                settings.norm(stem),
+                settings.norm(stem, before_relu=fused),
                 nn.Activation("relu"),
                 nn.Conv2D(stem * 2, 3, 1, 1, in_channels=stem, use_bias=False),
             )
-            self.bn1 = settings.norm(stem * 2)
+            self.bn1 = settings.norm(stem * 2, before_relu=fused)
             self.relu = nn.Activation("relu")
             self.maxpool = nn.MaxPool2D(3, 2, padding=1)
             channels, dilation, stride = stem * 2, 1, 4
@@ -217,13 +234,14 @@ class ResNeSt(nn.HybridBlock):
         super().initialize(init or kaiming(), ctx, verbose, force_reinit)
 
     def export(self, path, epoch=0, **kwargs):
-        """Write ``PATH-symbol.json`` and ``PATH-EPOCH.params``, with nothing of DropBlock."""
-        if not self.variant.dropblock_prob:
-            return super().export(path, epoch, **kwargs)
+        """Write ``PATH-symbol.json`` and ``PATH-EPOCH.params``, that run on any build of MXNet.
+
+        There is nothing of DropBlock in them.
+        """
         weight = self.conv1[0].weight
         image = mx.nd.zeros((1, self.variant.in_channels, 64, 64), weight.list_ctx()[0],
                             weight.dtype)
-        with without_dropblock(self):
+        with without_dropblock(self), portable_operators(self):
             self(image)  # traces the graph that is written
             return super().export(path, epoch, **kwargs)
 
@@ -235,7 +253,7 @@ class ResNeSt(nn.HybridBlock):
         return super().forward(x, *args)
 
     def hybrid_forward(self, F, x):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(norm_relu(self.bn1, self.relu, self.conv1(x)))
         c2 = self.layer1(x)
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
@@ -269,11 +287,12 @@ def _make_stage(
     planes = 32 << stage
     out_channels = planes * EXPANSION
     # The projection pools before its 1x1 convolution (ResNet-D). Where the stage does not stride
-    # the pool is 1x1 and does nothing; it stands there because published weights count it.
+    # nothing is to be pooled, but published weights count the layer.
     downsample = nn.HybridSequential(prefix=f"down{stage}_")
     with downsample.name_scope():
         downsample.add(
-            nn.AvgPool2D(strides, strides, ceil_mode=True, count_include_pad=False),
+            nn.AvgPool2D(strides, strides, ceil_mode=True, count_include_pad=False)
+            if strides > 1 else contrib.nn.Identity(),
             nn.Conv2D(out_channels, 1, in_channels=in_channels, use_bias=False),
             settings.norm(out_channels),
         )

@@ -1,0 +1,25 @@
+"""Export a network of timm: `python export_timm.py NETWORK BATCH SIDE FILE.onnx`."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from contestant import Refused
+from timm_networks import network
+
+
+def main() -> None:
+    name, batch, side, file = sys.argv[1:]
+    try:
+        net = network(name).eval()
+    except Refused as refusal:
+        print(refusal, file=sys.stderr)
+        sys.exit(2)
+    images = torch.randn(int(batch), 3, int(side), int(side))
+    torch.onnx.export(net, (images,), file, input_names=["images"], dynamo=True,
+                      external_data=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Networks of timm, with random weights."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from contestant import Refused
+
+
+def _import_timm():
+    """timm; torchvision, which it imports, may lack the operators of its compiled part."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("timm")
+
+
+timm = _import_timm()
+
+
+def network(name: str) -> torch.nn.Module:
+    """The network called `name`, (N, 3, S, S) -> (N, 1000), none of its branches zero."""
+    if not timm.is_model(name):
+        raise Refused(f"timm {timm.__version__} has no network '{name}'")
+    net = timm.create_model(name, pretrained=False)
+    for module in net.modules():
+        # timm starts each branch's last gamma at 0: an exporter could fold the branch away.
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)
+    return net
