@@ -7,6 +7,7 @@ the package touch environment variables.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import warnings
@@ -103,6 +104,20 @@ def set_thread_count() -> None:
             f"MXNet was imported before gluon_resnest and took {_default_threads()} of "
             f"{threads} threads: import gluon_resnest first, or set OMP_NUM_THREADS={threads}",
             RuntimeWarning, stacklevel=4)
+
+
+def leave_cores_to_the_engine() -> None:
+    """Keep this thread from an OpenMP team of its own; MXNet's engine has one that computes.
+
+    Python's thread needs a team for next to nothing (to round a large array to float32, say). But
+    once there are more threads in teams than cores, libgomp stops waiting actively, and the
+    engine's team goes to sleep and is woken for each operator: with a batch of one image that
+    took a fifth of the time. Under NaiveEngine this thread computes itself, and keeps its team.
+    """
+    if os.environ.get("MXNET_ENGINE_TYPE") != "NaiveEngine":
+        from mxnet.base import _LIB  # MXNet may be imported after `prepare` only
+
+        _LIB.MXSetNumOMPThreads(ctypes.c_int(1))
 
 
 def _default_threads() -> int:
