@@ -42,7 +42,9 @@ assert np.isfinite(weight).all() and np.abs(weight).max() > 0
 print("trained")
 """
 
-OPENMP_THREADS = "__import__('ctypes').CDLL('libgomp.so.1').omp_get_max_threads()"
+OPENMP = "__import__('ctypes').CDLL('libgomp.so.1').omp_get_max_threads"
+# As a thread of MXNet's engine finds it; Python's own thread is kept at 1.
+OPENMP_THREADS = f"__import__('concurrent.futures').futures.ThreadPoolExecutor().submit({OPENMP}).result()"
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -101,6 +103,18 @@ def test_a_thread_count_of_the_user_is_left_alone():
                   f"print(os.environ['OMP_NUM_THREADS'], {OPENMP_THREADS})",
                   OMP_NUM_THREADS="3", HOROVOD_LOCAL_SIZE="2")
     assert told == "3 3"
+
+
+@pytest.mark.parametrize(("engine", "threads"), [("ThreadedEnginePerDevice", 1), ("NaiveEngine", 3)])
+def test_pythons_thread_computes_only_if_there_is_no_engine_to_do_it(engine, threads):
+    """A second OpenMP team would have the engine's go to sleep between operators."""
+    told = output("import os, gluon_resnest, mxnet as mx, numpy as np\n"
+                  "mx.nd.random.uniform(shape=(1000, 1000)).wait_to_read()\n"
+                  "before = len(os.listdir('/proc/self/task'))\n"
+                  "mx.nd.array(np.zeros((1000, 1000))).wait_to_read()  # float64: converted\n"
+                  f"print(len(os.listdir('/proc/self/task')) - before, {OPENMP}())",
+                  OMP_NUM_THREADS="3", MXNET_ENGINE_TYPE=engine)
+    assert told == f"0 {threads}"
 
 
 @pytest.mark.parametrize("ranks", [1, 1000])

@@ -133,8 +133,10 @@ class SplitAttention(nn.HybridBlock):
 
     def _weighed_by_broadcasting(self, F, splits):
         # Pooling commutes with the sum over the radix, and is far cheaper before it.
-        attention = self._attention(F, F.contrib.AdaptiveAvgPooling2D(splits, output_size=1))
-        weighed = F.broadcast_mul(splits, attention)
+        pooled = F.contrib.AdaptiveAvgPooling2D(splits, output_size=1)
+        if self.radix > 1:
+            pooled = F.reshape(pooled, shape=(0, self.radix, self.channels, 1, 1)).sum(axis=1)
+        weighed = F.broadcast_mul(splits, self._attention(F, pooled))
         return F.add_n(*F.split(weighed, num_outputs=self.radix, axis=1))
 
     def _weighed_by_products(self, F, splits):
@@ -145,27 +147,29 @@ class SplitAttention(nn.HybridBlock):
         """
         # To plain memory once: behind a oneDNN operator every other one makes a copy of its own.
         splits = F.reshape(splits, shape=(0, 0, 0, 0))
-        maps = F.reshape(splits, shape=(0, 0, -1))  # (N, R C, H' W')
-        pixels = F.BlockGrad(F.slice_axis(maps, axis=1, begin=0, end=1))  # (N, 1, H' W')
-        pooled = F.batch_dot(maps, F.softmax(F.zeros_like(pixels)), transpose_b=True)
+        # One channel, for its shape. No gradient comes from there, not even a map of zeros.
+        channel = F.slice_axis(F.BlockGrad(splits), axis=1, begin=0, end=1)
+        pixels = F.reshape(channel, shape=(0, 0, -1))  # (N, 1, H' W')
+        maps = F.reshape(splits, shape=(0, 0, -1))
+        maps = [maps] if self.radix == 1 else list(
+            F.split(maps, num_outputs=self.radix, axis=1))  # (N, C, H' W') each
+        pooled = F.batch_dot(F.add_n(*maps), F.softmax(F.zeros_like(pixels)), transpose_b=True)
         attention = self._attention(F, F.expand_dims(pooled, axis=3))
         attention = F.reshape(attention, shape=(0, 0, 1))
         everywhere = F.ones_like(pixels)
         if self.radix == 1:
-            weighed = F.elemwise_mul(maps, F.batch_dot(attention, everywhere))
+            weighed = F.elemwise_mul(*maps, F.batch_dot(attention, everywhere))
         else:
             # Attention sums to 1 over the radix: all but the last are added as differences to it.
-            *others, last = F.split(maps, num_outputs=self.radix, axis=1)
+            *others, last = maps
             weights = F.split(attention, num_outputs=self.radix, axis=1)
             weighed = F.add_n(last, *(
                 F.elemwise_mul(F.elemwise_sub(split, last), F.batch_dot(weight, everywhere))
                 for split, weight in zip(others, weights)))
-        return F.reshape_like(weighed, splits, lhs_begin=2, lhs_end=3, rhs_begin=2, rhs_end=4)
+        return F.reshape_like(weighed, channel, lhs_begin=2, lhs_end=3, rhs_begin=2, rhs_end=4)
 
     def _attention(self, F, pooled):
-        """Attention (N, R C, 1, 1), radix-major, from the means of the splits, of that shape."""
-        if self.radix > 1:
-            pooled = F.reshape(pooled, shape=(0, self.radix, self.channels, 1, 1)).sum(axis=1)
+        """Attention (N, R C, 1, 1), radix-major, from the sum (N, C, 1, 1) of the splits' means."""
         hidden = norm_relu(self.bn1, self.relu1, self.fc1(pooled))
         logits = self.fc2(hidden)  # (N, R C, 1, 1), cardinality-major
         if self.radix == 1:
