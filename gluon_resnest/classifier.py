@@ -12,6 +12,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnest.data.transforms import EvaluationTransform
+from gluon_resnest.deploy.graph import fuse
 from gluon_resnest.deploy.symbol import CARD, import_symbol
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize
@@ -84,14 +85,15 @@ def load_classifier(
     ctx = ctx or mx.cpu()
     if model.endswith(SYMBOL_SUFFIX):
         card, net, params = _exported(Path(model), params, ctx)
+        fuse(net)
     else:
         card, net = _checkpoint(model, params, classes, ctx)
+        net.hybridize(static_alloc=True)
     if classes is not None and classes != card["classes"]:
         raise InputError(
             f"--classes {classes} contradicts the {card['classes']} classes of {model}")
     size = card["input_size"] if input_size is None else input_size
     check_input_size(size, "--test-size")
-    net.hybridize(static_alloc=True)
     names = _names(class_names, Path(params).with_name("classes.txt"), card)
     return Classifier(card["model"], net, card["classes"], names, size,
                       crop_ratio or card["crop_ratio"], ctx)

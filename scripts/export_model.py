@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gluon_resnest import command_line
 from gluon_resnest.classifier import SYMBOL_SUFFIX, load_classifier
-from gluon_resnest.deploy.symbol import export_symbol, sha256
+from gluon_resnest.deploy.symbol import GRAPHS, export_symbol, sha256
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD
 
@@ -25,6 +25,9 @@ def main() -> None:
     command_line.add_network_flags(parser)
     parser.add_argument("--format", choices=["symbol"], default="symbol",
                         help="symbol: NAME-symbol.json and NAME-0000.params (default)")
+    parser.add_argument("--graph", choices=GRAPHS, default="deployed",
+                        help="deployed: rewritten for inference, with normalisation folded into "
+                             "the convolutions (default); plain: the network as it was trained")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
                         help="folder for the files; made if it is not there")
     args = parser.parse_args()
@@ -46,7 +49,7 @@ def main() -> None:
         "weights_sha256": sha256(args.params),
     }
     for path in export_symbol(classifier.net, args.output, classifier.name,
-                              classifier.input_size, card):
+                              classifier.input_size, card, args.graph):
         print(path)
 
 

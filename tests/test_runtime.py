@@ -44,7 +44,8 @@ print("trained")
 
 OPENMP = "__import__('ctypes').CDLL('libgomp.so.1').omp_get_max_threads"
 # As a thread of MXNet's engine finds it; Python's own thread is kept at 1.
-OPENMP_THREADS = f"__import__('concurrent.futures').futures.ThreadPoolExecutor().submit({OPENMP}).result()"
+OPENMP_THREADS = (f"__import__('concurrent.futures').futures.ThreadPoolExecutor()"
+                  f".submit({OPENMP}).result()")
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -105,7 +106,8 @@ def test_a_thread_count_of_the_user_is_left_alone():
     assert told == "3 3"
 
 
-@pytest.mark.parametrize(("engine", "threads"), [("ThreadedEnginePerDevice", 1), ("NaiveEngine", 3)])
+@pytest.mark.parametrize(("engine", "threads"), [
+    ("ThreadedEnginePerDevice", 1), ("NaiveEngine", 3)])
 def test_pythons_thread_computes_only_if_there_is_no_engine_to_do_it(engine, threads):
     """A second OpenMP team would have the engine's go to sleep between operators."""
     told = output("import os, gluon_resnest, mxnet as mx, numpy as np\n"

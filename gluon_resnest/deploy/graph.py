@@ -5,6 +5,7 @@ Same input, same logits to rounding, fewer and cheaper operators:
 * batch normalisation is folded into the convolution before it: with s = gamma / sqrt(var + eps),
   weights become s W and the bias beta + s (b - mean);
 * DropBlock and dropout are gone;
+* the sum over the splits, where there is one cardinal group, is in fc1's weights;
 * the attention of two splits is one sigmoid, softmax(x, y) = (sigmoid(x - y), 1 - sigmoid(x - y)),
   so that half of fc2's outputs suffice, and the weighted sum is V = U_2 + a (U_1 - U_2);
 * the splits are pooled as oneDNN does it, which is fast forward (its gradient is not).
@@ -15,6 +16,7 @@ What is left are convolutions with bias, ReLU, sums and pooling, which any runti
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import mxnet as mx
@@ -45,7 +47,7 @@ def deployment_graph(net: ResNeSt) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArr
         By the names of the symbol's arguments, on the CPU.
     """
     writer = _Writer()
-    x = mx.sym.var(INPUT_NAME, dtype="float32")
+    x = mx.sym.var(INPUT_NAME)
     conv1, bn1, _, conv2, bn2, _, conv3 = net.conv1._children.values()
     for place, (conv, norm) in enumerate(((conv1, bn1), (conv2, bn2), (conv3, net.bn1))):
         x = _relu(writer.convolution(f"conv1_{place}", x, conv, norm))
@@ -68,7 +70,9 @@ def deployment_graph(net: ResNeSt) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArr
 def deployed(net: ResNeSt) -> SymbolBlock:
     """The deployment graph of `net` as a block for inference on the CPU, hybridized and fused."""
     symbol, parameters = deployment_graph(net)
-    block = SymbolBlock(symbol, [mx.sym.var(INPUT_NAME)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that MXNet does not know the type of the input yet
+        block = SymbolBlock(symbol, [mx.sym.var(INPUT_NAME)])
     for name, parameter in block.collect_params().items():
         parameter._load_init(parameters[name], mx.cpu())
     return fuse(block)
@@ -102,14 +106,17 @@ class _Writer:
         return mx.sym.var(name, shape=value.shape)
 
     def convolution(self, name: str, x: mx.sym.Symbol, conv: nn.Conv2D,
-                    norm: HybridBlock | None = None) -> mx.sym.Symbol:
-        """`conv` and the normalisation behind it, as one convolution if that can be folded."""
+                    norm: HybridBlock | None = None, copies: int = 1) -> mx.sym.Symbol:
+        """`conv` and the normalisation behind it, as one convolution if that can be folded.
+
+        With `copies`, `x` has so many times the channels, and `conv` is of their sum.
+        """
         weight = _value(conv.weight)
         bias = np.zeros(len(weight)) if conv.bias is None else _value(conv.bias)
         if isinstance(norm, nn.BatchNorm):
             scale, shift = _scale_and_shift(norm)
             weight, bias = weight * scale.reshape(-1, 1, 1, 1), bias * scale + shift
-        x = self.convolve(name, x, weight, bias, conv)
+        x = self.convolve(name, x, np.concatenate([weight] * copies, axis=1), bias, conv)
         if norm is None or isinstance(norm, nn.BatchNorm):
             return x
         self.parameters.update(
@@ -154,9 +161,10 @@ def _split_attention(
     radix, channels = block.radix, block.channels
     splits = _relu(writer.convolution(f"{name}_conv", x, block.conv, block.bn))
     pooled = _mean(splits)
-    if radix > 1:
+    copies = radix if block.cardinality == 1 else 1
+    if copies < radix:
         pooled = mx.sym.reshape(pooled, shape=(0, radix, channels, 1, 1)).sum(axis=1)
-    hidden = _relu(writer.convolution(f"{name}_fc1", pooled, block.fc1, block.bn1))
+    hidden = _relu(writer.convolution(f"{name}_fc1", pooled, block.fc1, block.bn1, copies))
     if radix == 1:
         logits = writer.convolution(f"{name}_fc2", hidden, block.fc2)
         return mx.sym.broadcast_mul(splits, mx.sym.sigmoid(logits))

@@ -13,12 +13,14 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock, SymbolBlock
 
+from gluon_resnest.deploy.graph import INPUT_NAME, deployment_graph
 from gluon_resnest.errors import InputError
-from gluon_resnest.layers import without_dropblock
+from gluon_resnest.layers import portable_operators, without_dropblock
 
-INPUT_NAME = "data"
 CARD = "model.json"
-TOLERANCE = 1e-5
+# Largest difference allowed, of the largest logit: of the same operators, and of folded ones.
+TOLERANCES = {"plain": 1e-5, "deployed": 1e-4}
+GRAPHS = tuple(TOLERANCES)
 _SEED = 0
 
 
@@ -27,7 +29,8 @@ class DisagreementError(RuntimeError):
 
 
 def export_symbol(
-    net: HybridBlock, directory: Path, name: str, input_size: int, card: dict[str, Any]
+    net: HybridBlock, directory: Path, name: str, input_size: int, card: dict[str, Any],
+    graph: str = "deployed",
 ) -> list[Path]:
     """Write `net` as symbol, parameters and a card; proven equal to `net` before it is kept.
 
@@ -41,6 +44,9 @@ def export_symbol(
         Side, in pixels, of the images that it is checked with, besides a larger one.
     card
         What a client needs to know; written to ``model.json`` with the measured agreement.
+    graph
+        ``"deployed"``: rewritten for inference, see :mod:`gluon_resnest.deploy.graph`.
+        ``"plain"``: the network's own operators and parameters, which can be trained on.
 
     Returns
     -------
@@ -50,7 +56,8 @@ def export_symbol(
     Raises
     ------
     DisagreementError
-        If logits differ by more than 1e-5 (of the largest logit); nothing is left behind then.
+        If logits differ by more than 1e-5 of the largest logit (deployed: 1e-4); nothing is left
+        behind then.
     InputError
         If the folder cannot be written to or holds the export of another model.
     """
@@ -59,7 +66,7 @@ def export_symbol(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as scratch:
-            written = _write_checked(net, Path(scratch) / name, input_size, card)
+            written = _write_checked(net, Path(scratch) / name, input_size, card, graph)
             return [path.replace(directory / path.name) for path in written]
     except OSError as error:
         raise InputError(f"--output {directory} cannot be written to: {error.strerror}") from None
@@ -77,22 +84,27 @@ def _refuse_other_exports(card: Path, name: str) -> None:
 
 
 def _write_checked(
-    net: HybridBlock, prefix: Path, input_size: int, card: dict[str, Any]
+    net: HybridBlock, prefix: Path, input_size: int, card: dict[str, Any], graph: str
 ) -> list[Path]:
     net.hybridize(static_alloc=True)
-    with without_dropblock(net):
-        net(mx.nd.zeros((1, 3, input_size, input_size)))  # traces the graph
-        net.export(str(prefix), epoch=0)
     symbol, params = Path(f"{prefix}-symbol.json"), Path(f"{prefix}-0000.params")
+    if graph == "deployed":
+        rewritten, parameters = deployment_graph(net)
+        rewritten.save(str(symbol))
+        mx.nd.save(str(params), {f"arg:{key}": value for key, value in parameters.items()})
+    else:
+        with without_dropblock(net), portable_operators(net):
+            net(mx.nd.zeros((1, 3, input_size, input_size)))  # traces the graph
+            net.export(str(prefix), epoch=0)
     agreement = _agreement(net, import_symbol(symbol, params), input_size)
-    if not agreement <= TOLERANCE:
+    if not agreement <= TOLERANCES[graph]:
         raise DisagreementError(
             f"exported logits differ from the network's by {agreement:.2g} of the largest "
-            f"(allowed: {TOLERANCE:.0e}); nothing was written"
+            f"(allowed: {TOLERANCES[graph]:.0e}); nothing was written"
         )
     described = prefix.with_name(CARD)
     described.write_text(json.dumps(
-        {**card, "files": [symbol.name, params.name], "input_name": INPUT_NAME,
+        {**card, "files": [symbol.name, params.name], "graph": graph, "input_name": INPUT_NAME,
          "largest_relative_difference": agreement}, indent=2) + "\n", encoding="utf-8")
     return [symbol, params, described]
 
