@@ -14,6 +14,7 @@ from mxnet import autograd
 import gluon_resnest
 from gluon_resnest.data.transforms import EvaluationTransform
 from gluon_resnest.deploy.graph import deployed, deployment_graph
+from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize, portable_operators
 from gluon_resnest.layers.normalization import BatchNormReLU
 from gluon_resnest.models import save_weights
@@ -191,3 +192,9 @@ def test_export_writes_either_graph(tmp_path):
         assert operators(symbol)["BatchNorm"] == normalisations
         assert not any(op.startswith(("_contrib_BatchNormWithReLU", "_sg_mkldnn"))
                        for op in operators(symbol))
+    again = gluon_resnest.get_model("resnest14", classes=7,
+                                    pretrained=tmp_path / "plain/resnest14-0000.params")
+    assert again.classes == 7
+    with pytest.raises(InputError, match="graph for inference.*or export with --graph plain"):
+        gluon_resnest.get_model("resnest14", classes=7,
+                                pretrained=tmp_path / "deployed/resnest14-0000.params")
