@@ -195,6 +195,6 @@ def test_export_writes_either_graph(tmp_path):
     again = gluon_resnest.get_model("resnest14", classes=7,
                                     pretrained=tmp_path / "plain/resnest14-0000.params")
     assert again.classes == 7
-    with pytest.raises(InputError, match="graph for inference.*or export with --graph plain"):
+    with pytest.raises(InputError, match=r"graph for inference.*or export with --graph plain"):
         gluon_resnest.get_model("resnest14", classes=7,
                                 pretrained=tmp_path / "deployed/resnest14-0000.params")

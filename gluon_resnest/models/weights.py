@@ -147,8 +147,8 @@ def _read_gluon(path: Path) -> dict[str, np.ndarray]:
     if not arrays or 0 in arrays:
         raise InputError(f"{path} holds no named arrays, so it is not a .params file of a network")
     if "arg:layer1_0_conv1_weight" in arrays:
-        raise InputError(f"{path} belongs to a graph for inference, without normalisation: give the "
-                         ".params file it was exported from, or export with --graph plain")
+        raise InputError(f"{path} belongs to a graph for inference, without normalisation: give "
+                         "the .params file it was exported from, or export with --graph plain")
     # Exported files say of each array whether it is learnt or a running statistic.
     return {name[4:] if name.startswith(("arg:", "aux:")) else name: array
             for name, array in arrays.items()}
