@@ -25,7 +25,12 @@ import numpy as np
 import torch
 from torch_random_weights import images, random_state
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "gluon_resnest/benchmark/programs"))
+
+from timm_networks import timm  # noqa: E402 (knows how to import it without torchvision's half)
+
+DATA = ROOT / "tests/data"
 # Name here: name in timm, and what its entry function is to change.
 NETWORKS: dict[str, tuple[str, dict]] = {
     "resnest14": ("resnest14d", {}),
@@ -43,16 +48,7 @@ NETWORKS: dict[str, tuple[str, dict]] = {
 
 def timm_network(name: str) -> torch.nn.Module:
     peer, block = NETWORKS[name]
-    return timm().create_model(peer, **({"block_args": block} if block else {})).eval()
-
-
-def timm():
-    """The module; torchvision, which it imports, may lack the operators of its compiled part."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("timm")
+    return timm.create_model(peer, **({"block_args": block} if block else {})).eval()
 
 
 def authors_networks(folder: Path):
