@@ -13,10 +13,9 @@ from gluon_resnest.data.autoaugment import (
     IMAGENET_POLICY,
     MAGNITUDES,
     SIGNED,
-    Operation,
-    apply_operations,
     draw_operations,
 )
+from gluon_resnest.data.operations import Operation, apply_operations
 from gluon_resnest.errors import InputError
 
 PHOTO = np.ascontiguousarray(load_sample_images().images[0][100:300, 200:500])  # 200 x 300
@@ -82,7 +81,9 @@ class TestPolicy:
         assert np.array_equal(*(apply_operations(PHOTO, drawn) for drawn in operations))
 
     def test_nothing_drawn_leaves_the_image(self) -> None:
-        assert apply_operations(PHOTO, ()) is PHOTO
+        result = apply_operations(PHOTO, ())
+        assert np.array_equal(result, PHOTO)
+        assert np.shares_memory(result, PHOTO)
 
     def test_unknown_operation(self) -> None:
         with pytest.raises(InputError, match=r"'Blur'; choose one of .*Sharpness"):

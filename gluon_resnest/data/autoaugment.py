@@ -1,8 +1,8 @@
-"""The ImageNet policy of AutoAugment (Cubuk et al., CVPR 2019), applied to the whole image.
+"""The ImageNet policy of AutoAugment (Cubuk et al., CVPR 2019), and draws from it.
 
 A policy is 25 sub-policies of two operations. One sub-policy is drawn for an image; each of its
 operations is then applied with its own probability. What is drawn is a plain value, apart from the
-pixels, so an augmented image can be made again, or shown, from it.
+pixels, so an augmented image can be made again, or shown, from it; `operations.py` does that.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Callable, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
 
-from gluon_resnest.errors import InputError
+from gluon_resnest.data.operations import Operation
 
 
 class Step(NamedTuple):
@@ -21,13 +20,6 @@ class Step(NamedTuple):
     name: str
     probability: float
     level: int
-
-
-class Operation(NamedTuple):
-    """A drawn operation with its magnitude in the operation's own unit (see `MAGNITUDES`)."""
-
-    name: str
-    magnitude: float
 
 
 # Table 9 of the AutoAugment paper; the last five repeat earlier rows, as there. The level of an
@@ -84,29 +76,6 @@ MAGNITUDES: dict[str, Callable[[int], float]] = {
 SIGNED = frozenset({"ShearX", "ShearY", "Rotate"})
 
 
-def _shear(image: Image.Image, across: float, down: float) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, (1, across, 0, down, 1, 0), Image.Resampling.BICUBIC
-    )
-
-
-# What comes from outside the image is black; rotation takes the nearest pixel.
-_FUNCTIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "ShearX": lambda image, shear: _shear(image, shear, 0),
-    "ShearY": lambda image, shear: _shear(image, 0, shear),
-    "Rotate": lambda image, degrees: image.rotate(degrees, Image.Resampling.NEAREST),
-    "Solarize": lambda image, threshold: ImageOps.solarize(image, threshold),
-    "Posterize": lambda image, bits: ImageOps.posterize(image, int(bits)),
-    "Contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
-    "Color": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
-    "Brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
-    "Sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
-    "AutoContrast": lambda image, _: ImageOps.autocontrast(image),
-    "Equalize": lambda image, _: ImageOps.equalize(image),
-    "Invert": lambda image, _: ImageOps.invert(image),
-}
-
-
 def draw_operations(
     rng: np.random.Generator,
     policy: tuple[tuple[Step, ...], ...] = IMAGENET_POLICY,
@@ -121,36 +90,3 @@ def draw_operations(
             flips = negative and step.name in SIGNED
             drawn.append(Operation(step.name, -magnitude if flips else magnitude))
     return tuple(drawn)
-
-
-def apply_operations(image: np.ndarray, operations: tuple[Operation, ...]) -> np.ndarray:
-    """Apply drawn operations one after the other.
-
-    Parameters
-    ----------
-    image
-        uint8 of shape (H, W, 3).
-    operations
-        From :func:`draw_operations`, or chosen by hand.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 of shape (H, W, 3).
-
-    Raises
-    ------
-    InputError
-        An operation's name is unknown.
-    """
-    if not operations:
-        return image
-    picture = Image.fromarray(image)
-    for operation in operations:
-        if operation.name not in _FUNCTIONS:
-            raise InputError(
-                f"unknown AutoAugment operation {operation.name!r}; choose one of "
-                f"{', '.join(sorted(_FUNCTIONS))}"
-            )
-        picture = _FUNCTIONS[operation.name](picture, operation.magnitude)
-    return np.asarray(picture)

@@ -22,9 +22,6 @@ PCA_EIGENVECTORS = np.array([
     [-0.5836, -0.6948, 0.4203],
 ])
 
-_LEVELS = np.arange(256.0)
-
-
 class Jitter(NamedTuple):
     """One of the three jitters and its factor; 1 changes nothing."""
 
@@ -34,13 +31,14 @@ class Jitter(NamedTuple):
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """Scale all levels: factor * x."""
-    return cv2.LUT(image, _table(_LEVELS * factor))
+    return cv2.convertScaleAbs(image, alpha=factor)
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend with the mean luminance m of the whole image: factor * x + (1 - factor) * m."""
     mean = float(np.dot(cv2.mean(image)[:3], LUMINANCE))
-    return cv2.LUT(image, _table(_LEVELS * factor + (1 - factor) * mean))
+    # With weight 0 the second image does not count: this way there is one pass, by vectors.
+    return cv2.addWeighted(image, factor, image, 0.0, (1 - factor) * mean)
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
@@ -83,10 +81,5 @@ def draw_lighting(rng: np.random.Generator, deviation: float) -> tuple[float, fl
 
 def apply_lighting(image: np.ndarray, weights: tuple[float, float, float]) -> np.ndarray:
     """Add the weighted principal components of ImageNet's colours to every pixel (AlexNet)."""
-    shift = PCA_EIGENVECTORS @ (PCA_EIGENVALUES * weights)
-    return cv2.LUT(image, _table(_LEVELS[:, None] + shift))
-
-
-def _table(values: np.ndarray) -> np.ndarray:
-    """Lookup table of the 256 levels, alike (256,) or by channel (256, 3)."""
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)[None]
+    shift = np.rint(PCA_EIGENVECTORS @ (PCA_EIGENVALUES * weights))
+    return cv2.add(image, (*shift.tolist(), 0.0))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from gluon_resnest.data.autoaugment import Operation, apply_operations, draw_operations
+from gluon_resnest.data.autoaugment import draw_operations
 from gluon_resnest.data.color import (
     Jitter,
     apply_jitter,
@@ -29,6 +29,7 @@ from gluon_resnest.data.crops import (
     draw_resized_crop,
     resample,
 )
+from gluon_resnest.data.operations import Operation, apply_operations
 from gluon_resnest.errors import InputError
 
 # From this train size on, the recipe crops as EfficientNet does.
@@ -133,7 +134,7 @@ class TrainTransform:
         numpy.ndarray
             uint8 of shape (size, size, 3).
         """
-        image = view.box.cut(apply_operations(image, view.operations))
+        image = apply_operations(image, view.operations, view.box)
         image = resample(image, self.size, self.size, bicubic=self.size > LARGEST_BILINEAR_SIZE)
         if view.flipped:
             image = cv2.flip(image, 1)
