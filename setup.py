@@ -18,6 +18,7 @@ setup(
         "PyYAML>=5.4",
         "tqdm>=4.60",
         "opencv-python-headless>=4.5,<4.12",  # 4.12 and later are for NumPy 2
+        "simplejpeg>=1.7.3",
         "Pillow>=9.1",
         "matplotlib>=3.5",
     ],
