@@ -8,8 +8,11 @@ import json
 from pathlib import Path
 
 from gluon_resnest import command_line, runtime
-from gluon_resnest.data.loader import check_classes
+from gluon_resnest.data.bad_records import DEFAULT_SHARE
+from gluon_resnest.data.class_names import check_classes
+from gluon_resnest.data.prefetch import DEFAULT_PATIENCE
 from gluon_resnest.data.records import RecordFile
+from gluon_resnest.data.sampling import SHARDINGS
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import list_models
 from gluon_resnest.training.ablation import RECIPES, find_recipe, published, recipe_table
@@ -57,6 +60,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                       help="validation crop (default: --input-size if given, or the recipe's)")
     data.add_argument("--crop-ratio", type=command_line.ratio, metavar="R",
                       help="validation crop over the resized short side (recipe: 0.875)")
+
+    data.add_argument("--sharding", choices=SHARDINGS,
+                      help="fixed: a worker reads its own part of the data and never another; "
+                           "global: each epoch is dealt anew to all, in an order that does not "
+                           "depend on their number (recipe: fixed)")
+    data.add_argument("--max-bad-records", type=command_line.share, metavar="SHARE",
+                      default=DEFAULT_SHARE,
+                      help="stop when more of the training records are bad; until then others "
+                           "replace them and bad_records.jsonl lists them (default: %(default)s)")
+    command_line.add_skip_flag(data)
+    data.add_argument("--data-timeout", type=command_line.positive, metavar="SECONDS",
+                      default=int(DEFAULT_PATIENCE),
+                      help="stop when a thread has been at one image for longer, as on a disk that "
+                           "hangs (default: %(default)s)")
 
     run = parser.add_argument_group("run")
     command_line.add_batch_flags(run, None, "images a worker and step (default: the recipe's)")
@@ -199,6 +216,9 @@ def prepare_run(args: argparse.Namespace, workers: Workers) -> Trainer:
         overwrite=args.overwrite,
         pretrained=args.params or args.use_pretrained,
         data_nthreads=args.data_nthreads,
+        data_timeout=args.data_timeout,
+        max_bad_records=args.max_bad_records,
+        skip_bad_records=args.skip_bad_records,
         no_cuda=args.no_cuda,
         eval_frequency=args.eval_frequency,
         save_frequency=args.save_frequency,

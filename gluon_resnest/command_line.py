@@ -76,13 +76,25 @@ def _whole_number(text: str, least: int) -> int:
 
 def ratio(text: str) -> float:
     """Argument type: a number above 0 and at most 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' must be above 0 and at most 1")
     return value
+
+
+def share(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a share from 0 to 1")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def add_switch(group, name: str, dest: str, help_on: str, aliases: tuple[str, ...] = ()) -> None:
@@ -117,6 +129,12 @@ def add_batch_flags(group, batch_size: int | None, batch_help: str) -> None:
     group.add_argument("--batch-size", type=positive, default=batch_size, metavar="N",
                        help=batch_help)
     group.add_argument("--no-cuda", action="store_true", help="use the CPU even if there is a GPU")
+
+
+def add_skip_flag(group) -> None:
+    group.add_argument("--skip-bad-records", action="store_true",
+                       help="leave validation images that cannot be used out of the accuracy, "
+                            "and count them (default: refuse)")
 
 
 def add_thread_flag(group) -> None:

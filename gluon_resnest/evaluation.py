@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Callable
 
 import mxnet as mx
 import numpy as np
 
+from gluon_resnest.errors import InputError
+
 Reduce = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Result:
-    """Sums over evaluated images, and the figures that follow from them."""
+    """Sums over evaluated images, and the figures that follow from them.
+
+    `skipped` images are in none of the others.
+    """
 
     images: int
     top1_hits: int
     top5_hits: int
     loss_sum: float
+    skipped: int = 0
 
     @property
     def top1(self) -> float:
@@ -37,7 +43,8 @@ class Result:
         return self.loss_sum / self.images
 
     def as_dict(self) -> dict[str, float]:
-        return {"images": self.images, "top1": self.top1, "top5": self.top5, "loss": self.loss}
+        return {"images": self.images, "skipped": self.skipped,
+                "top1": self.top1, "top5": self.top5, "loss": self.loss}
 
 
 def evaluate(
@@ -47,6 +54,7 @@ def evaluate(
     expected_images: int,
     reduce: Reduce = lambda sums: sums,
     batch_size: int | None = None,
+    skipped: Sized = (),
 ) -> Result:
     """Count hits over batches of (images (n, H, W, 3) uint8, labels (n,)).
 
@@ -63,15 +71,21 @@ def evaluate(
     batch_size
         Short batches are filled up to it, and the filling not counted, so that a static graph
         meets one shape only.
+    skipped
+        What this worker's batches leave out, complete when they have ended.
     """
     sums = np.zeros(4)
     for images, labels in batches:
+        if len(labels) == 0:
+            continue  # all of it was left out
         logits = forward(mx.nd.array(_filled(images, batch_size), ctx=ctx, dtype=np.uint8))
         sums += _sums(logits.asnumpy()[: len(labels)], labels)
-    total, top1, top5, loss = reduce(sums)
-    if round(total) != expected_images:
+    total, top1, top5, loss, left_out = reduce(np.append(sums, len(skipped)))
+    if round(total + left_out) != expected_images:
         raise RuntimeError(f"evaluated {round(total)} images of {expected_images}")
-    return Result(round(total), round(top1), round(top5), float(loss))
+    if total == 0:
+        raise InputError(f"none of the {expected_images} images can be used")
+    return Result(round(total), round(top1), round(top5), float(loss), round(left_out))
 
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from tqdm import tqdm
 
 from gluon_resnest import command_line
 from gluon_resnest.classifier import load_classifier
-from gluon_resnest.data.loader import EvaluationLoader, check_class_names
+from gluon_resnest.data.class_names import check_class_names
+from gluon_resnest.data.loader import EvaluationLoader
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.evaluation import evaluate
 from gluon_resnest.training.distributed import Workers, device
@@ -31,6 +33,7 @@ def main() -> None:
                         help="its index (default: the .idx beside it)")
     command_line.add_batch_flags(parser, 32, "images at a time (default: 32)")
     command_line.add_thread_flag(parser)
+    command_line.add_skip_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args()
 
@@ -40,18 +43,23 @@ def main() -> None:
                                      args.crop_ratio, args.class_names, ctx)
         check_class_names(records, classifier.class_names)
         loader = EvaluationLoader(records, classifier.transform, args.batch_size, 0, 1,
-                                  classifier.classes, args.data_nthreads)
+                                  classifier.classes, args.data_nthreads,
+                                  skip_bad_records=args.skip_bad_records)
         started = time.perf_counter()
         result = evaluate(classifier, tqdm(loader, desc="evaluating", unit="batch"), ctx,
-                          expected_images=len(records), batch_size=args.batch_size)
+                          expected_images=len(records), batch_size=args.batch_size,
+                          skipped=loader.bad_records)
         seconds = time.perf_counter() - started
     figures = {"model": classifier.name, "input_size": classifier.input_size,
                "classes": classifier.classes, **result.as_dict(),
                "images_per_second": result.images / seconds}
+    for fault in loader.bad_records.values():
+        print(f"left out: {fault}", file=sys.stderr)
     if args.json:
         print(json.dumps(figures, indent=2))
         return
-    print(f"{classifier.name} at {classifier.input_size} px on {result.images} images: "
+    left_out = f" ({result.skipped} left out)" if result.skipped else ""
+    print(f"{classifier.name} at {classifier.input_size} px on {result.images} images{left_out}: "
           f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
           f"cross entropy {result.loss:.4f}, {figures['images_per_second']:.1f} images/s")
 

@@ -1,34 +1,42 @@
 #!/usr/bin/env python
-"""Pack image files into the RecordIO files that train_imagenet.py reads."""
+"""Pack image files into the RecordIO files that train_imagenet.py reads, or verify such files.
+
+Packing writes OUT_PREFIX.rec (the images), .idx (where each begins), .lst (index, label and path
+of each, in order) and .classes.txt (the classes' names, a line a label). Verifying writes nothing;
+its exit code is 0 without faults, 1 with faults, 2 for what cannot be verified.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+from pathlib import Path
 
 from gluon_resnest import command_line
 from gluon_resnest.data.packing import PackOptions, default_threads, pack
+from gluon_resnest.data.verification import verify
 
-EXAMPLE = """\
-example: ImageNet's training and validation images, unpacked into a folder a class
-  python scripts/pack_records.py imagenet/train records/train
-  python scripts/pack_records.py imagenet/val records/val
-The same at a quarter of the size, for a small disk:
-  python scripts/pack_records.py imagenet/train records/train --resize 256 --quality 90
+FAULTS_FOUND = 1
 
-Writes OUT_PREFIX.rec (the images), .idx (where each begins), .lst (index, label and path of each,
-in order) and .classes.txt (the classes' names, a line a label).
+EXAMPLES = """
+  ImageNet's training and validation images, unpacked into a folder a class:
+    python scripts/pack_records.py imagenet/train records/train
+    python scripts/pack_records.py imagenet/val records/val
+  The same at a quarter of the size, for a small disk:
+    python scripts/pack_records.py imagenet/train records/train --resize 256 --quality 90
+  Read and decode all of a file, from here or from im2rec, and list what is wrong with it:
+    python scripts/pack_records.py --verify records/train.rec
 """
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__, EXAMPLES)
     parser.add_argument(
-        "source", metavar="SOURCE",
+        "source", metavar="SOURCE", nargs="?",
         help="folder with one folder of images a class (sorted names become the labels 0, 1, ...), "
              "or an im2rec list: index <tab> label <tab> path in each line")
-    parser.add_argument("prefix", metavar="OUT_PREFIX",
+    parser.add_argument("prefix", metavar="OUT_PREFIX", nargs="?",
                         help="path of the files to write, without their endings")
     parser.add_argument("--root", metavar="DIR",
                         help="folder that the paths of a .lst start from (default: the list's own)")
@@ -38,31 +46,67 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quality", type=int, metavar="Q",
                         help="encode every image as JPEG of this quality, 1 to 100 "
                              "(default: copy the files' bytes; 95 where --resize shrinks)")
-    parser.add_argument("--num-thread", type=int, default=default_threads(), metavar="N",
-                        help="images prepared at a time (default: %(default)s)")
+    # --num-thread is im2rec's name for it; --data-nthreads what all tools call it here.
+    parser.add_argument("--data-nthreads", "--num-thread", type=command_line.positive,
+                        dest="threads", default=default_threads(), metavar="N",
+                        help="images prepared or verified at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0,
                         help="chooses the order of the records (default: %(default)s)")
     parser.add_argument("--no-shuffle", action="store_true",
                         help="keep the source's order; for validation files only, since a worker "
                              "trains on one contiguous part of the file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    return parser.parse_args()
+    group = parser.add_argument_group("verifying, instead of packing")
+    group.add_argument("--verify", type=Path, metavar="FILE.rec",
+                       help="print each fault of a record file, its index, labels and images")
+    group.add_argument("--index", type=Path, metavar="FILE.idx",
+                       help="its index (default: the .idx beside it)")
+    group.add_argument("--classes", type=command_line.positive, metavar="N",
+                       help="number of classes that the labels are of (default: as many as "
+                            ".classes.txt beside it names, else any)")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead")
+    args = parser.parse_args()
+    if args.verify is None:
+        if args.prefix is None:
+            parser.error("the following arguments are required: SOURCE, OUT_PREFIX")
+        if args.index or args.classes or args.json:
+            parser.error("--index, --classes and --json go with --verify")
+    elif args.source is not None:
+        parser.error(f"--verify packs nothing: leave {args.source} out")
+    return args
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def verify_file(args: argparse.Namespace) -> None:
+    report = verify(args.verify, args.index, args.classes, args.threads)
+    if args.json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        print("\n".join(map(str, [*report.faults, report])))
+    if report.faults:
+        sys.exit(FAULTS_FOUND)
+
+
+def pack_files(args: argparse.Namespace) -> None:
     options = PackOptions(
-        resize=arguments.resize,
-        quality=arguments.quality,
-        threads=arguments.num_thread,
-        seed=arguments.seed,
-        shuffle=not arguments.no_shuffle,
-        overwrite=arguments.overwrite,
+        resize=args.resize,
+        quality=args.quality,
+        threads=args.threads,
+        seed=args.seed,
+        shuffle=not args.no_shuffle,
+        overwrite=args.overwrite,
     )
-    packed = pack(arguments.source, arguments.prefix, options, arguments.root)
+    packed = pack(args.source, args.prefix, options, args.root)
     classes = f" of {len(packed.class_names):,} classes" if packed.class_names else ""
     print(f"packed {packed.images:,} images{classes}, {packed.size / 1e6:,.1f} MB, "
           f"into {packed.record_file}")
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.verify is not None:
+        verify_file(args)
+    else:
+        pack_files(args)
 
 
 if __name__ == "__main__":

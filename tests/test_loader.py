@@ -14,13 +14,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gluon_resnest.data.loader import (
-    EvaluationLoader,
-    TrainLoader,
-    check_classes,
-    sample_generator,
-)
+from gluon_resnest.data.class_names import check_classes
+from gluon_resnest.data.loader import EvaluationLoader, TrainLoader, sample_generator
 from gluon_resnest.data.packing import PackOptions, pack
+from gluon_resnest.data.position import Position
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.data.sampling import epoch_batches
 from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
@@ -208,30 +205,109 @@ class TestBadRecords:
     @pytest.mark.parametrize("payload", [b"", b"\xff\xd8\xff garbage", bytes(500)])
     def test_no_image(self, tmp_path: Path, records: RecordFile, payload: bytes) -> None:
         with self.write(tmp_path, records, 77, 1, payload) as bad:
-            with pytest.raises(InputError, match=r"record 77 of .*b\.rec is no image"):
+            with pytest.raises(InputError, match=r"b\.rec: 1 of 38, .* --max-bad-records 0\.001 "
+                                                 r"allows 0 \(record 77 is no image"):
                 collect(make_train_loader(bad).epoch(0))
-            with pytest.raises(InputError, match=r"record 77 of .*b\.rec is no image"):
+            with pytest.raises(InputError, match=r"record 77 of .*b\.rec .* is no image.*"
+                                                 r"--skip-bad-records"):
                 collect(EvaluationLoader(bad, EvaluationTransform(32), 8, classes=2, threads=2))
 
-    @pytest.mark.parametrize("label", [2, -1, 0.5, float("nan")])
-    def test_label_that_is_no_class(
+    @pytest.mark.parametrize("label", [2, 999_999])
+    def test_label_of_another_number_of_classes(
         self, tmp_path: Path, records: RecordFile, label: float
     ) -> None:
+        """That is no damage: all training stops, whatever the share."""
         message = rf"record 77 of .*b\.rec has label {label:g}, .* 0 to 1; .*--classes"
         with self.write(tmp_path, records, 77, label, None) as bad:
             with pytest.raises(InputError, match=message):
-                collect(make_train_loader(bad).epoch(0))
+                collect(make_train_loader(bad, max_bad_records=1).epoch(0))
 
-    def test_damage(self, tmp_path: Path, records: RecordFile) -> None:
+    @pytest.mark.parametrize("label", [-1, 0.5, float("nan"), 1e30])
+    def test_label_that_is_damaged(
+        self, tmp_path: Path, records: RecordFile, label: float
+    ) -> None:
+        with self.write(tmp_path, records, 77, label, None) as bad:
+            with pytest.raises(InputError, match=r"record 77 has label .*, which is no class"):
+                collect(make_train_loader(bad).epoch(0))
+            loader = make_train_loader(bad, max_bad_records=0.03)
+            _, labels = collect(loader.epoch(0))
+            assert len(labels) == COUNT + 1
+            assert set(labels) == {0, 1}
+            assert len(loader.bad_records) == 1
+
+    def test_damage_is_replaced_alike_by_all(self, tmp_path: Path, records: RecordFile) -> None:
+        """By another record of the shard, the same for any threads, and in another epoch another;
+        the other samples stay what they are."""
         with self.write(tmp_path, records, 77, 1, None) as good:
             offset = int((tmp_path / "b.idx").read_text().splitlines()[5].split()[1])
-            key = good.key(5)
+            whole = TrainTransform(48, auto_augment=False, color_jitter=0, lighting=0, flip=False,
+                                   area=(1, 1), ratio=(4 / 3, 4 / 3))
+            settings = {"transform": whole, "max_bad_records": 0.03}
+            expected = [collect(make_train_loader(good, **settings).epoch(epoch))[0]
+                        for epoch in range(4)]
             content = bytearray((tmp_path / "b.rec").read_bytes())
             struct.pack_into("<I", content, offset, 0)
             (tmp_path / "b.rec").write_bytes(content)
         with RecordFile(tmp_path / "b.rec") as bad:
-            with pytest.raises(InputError, match=rf"record {key} of .*b\.rec .* is damaged"):
-                collect(make_train_loader(bad, threads=3).epoch(0))
+            loader = make_train_loader(bad, threads=3, **settings)
+            replacements = []
+            for epoch in range(4):
+                images, _ = collect(loader.epoch(epoch))
+                alone, _ = collect(make_train_loader(bad, threads=1, **settings).epoch(epoch))
+                assert np.array_equal(images, alone)
+                changed = np.flatnonzero((images != expected[epoch]).any(axis=(1, 2, 3)))
+                order = np.concatenate(epoch_batches(COUNT + 1, 8, 0, 1, epoch=epoch, seed=5))
+                assert order[changed].tolist() == [5]
+                replacements.append(images[changed[0]])
+            assert all((expected[0] == image).all(axis=(1, 2, 3)).any() for image in replacements)
+            assert len(np.unique(replacements, axis=0)) > 1
+            (fault,) = loader.bad_records.take_untold()
+            assert fault.position == 5
+            assert fault.key == bad.key(5)
+            assert "magic number 0x00000000" in fault.reason
+            assert loader.bad_records.take_untold() == []
+
+    def test_evaluation_leaves_out_what_it_is_told_to(
+        self, tmp_path: Path, records: RecordFile
+    ) -> None:
+        with self.write(tmp_path, records, 77, 1, b"garbage") as bad:
+            loader = EvaluationLoader(bad, EvaluationTransform(32), 4, classes=2, threads=2,
+                                      skip_bad_records=True)
+            images, _ = collect(loader)
+            whole = EvaluationLoader(records, EvaluationTransform(32), 4, classes=2, threads=2)
+            assert np.array_equal(images, collect(whole)[0])
+            assert [fault.key for fault in loader.bad_records.values()] == [77]
+
+
+class TestResumption:
+    """The stream of samples goes on as if nothing had happened."""
+
+    @pytest.mark.parametrize("sharding", ["fixed", "global"])
+    def test_at_any_step(self, records: RecordFile, sharding: str) -> None:
+        loader = make_train_loader(records, sharding=sharding)
+        images, labels = collect(loader.epoch(1))
+        sizes = loader.sampling.sizes(8, 1)
+        for steps in range(1, len(loader)):
+            position = Position(1).advance(loader.sampling, 8, 1, steps)
+            again = make_train_loader(records, sharding=sharding, threads=steps)
+            rest_images, rest_labels = collect(again.epoch(1, position.legs))
+            assert np.array_equal(rest_images, images[sizes[:steps].sum():])
+            assert np.array_equal(rest_labels, labels[sizes[:steps].sum():])
+
+    @pytest.mark.parametrize("world", [2, 4])
+    def test_global_sharding_does_not_depend_on_the_ranks(
+        self, records: RecordFile, world: int
+    ) -> None:
+        """The same pixels in each step, in the same order, with the same global batch."""
+        alone = make_train_loader(records, sharding="global", batch_size=8)
+        expected = [batch.images for batch in alone.epoch(2)]
+        ranks = [make_train_loader(records, sharding="global", batch_size=8 // world, rank=rank,
+                                   world=world).epoch(2) for rank in range(world)]
+        steps = [np.concatenate([batch.images for batch in step]) for step in zip(*ranks)]
+        for iterator in ranks:
+            iterator.close()
+        assert len(steps) == len(expected)
+        assert all(np.array_equal(*pair) for pair in zip(steps, expected))
 
 
 def test_a_bug_in_a_transform_keeps_its_traceback(records: RecordFile) -> None:

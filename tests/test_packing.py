@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from gluon_resnest.data import packing
 from gluon_resnest.data.packing import PackOptions, pack
-from gluon_resnest.data.records import MAGIC, RecordFile
+from gluon_resnest.data.recordio import MAGIC
+from gluon_resnest.data.records import RecordFile
 from gluon_resnest.errors import InputError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "pack_records.py"
@@ -241,7 +243,7 @@ class TestUnusableSources:
 
     @pytest.mark.parametrize(("options", "flag"), [
         ({"resize": 0}, "--resize 0"), ({"quality": 101}, "--quality 101"),
-        ({"threads": 0}, "--num-thread 0"), ({"seed": -1}, "--seed -1")])
+        ({"threads": 0}, "--data-nthreads 0"), ({"seed": -1}, "--seed -1")])
     def test_unusable_options(self, options: dict, flag: str) -> None:
         with pytest.raises(InputError, match=flag):
             PackOptions(**options)
@@ -292,3 +294,54 @@ def test_script_packs_and_then_refuses_to_overwrite(photos: Path, tmp_path: Path
     assert prefix.with_suffix(".rec").read_bytes() == before
     assert run_script(photos, prefix, "--overwrite", "--no-shuffle").returncode == 0
     assert prefix.with_suffix(".rec").read_bytes() != before
+
+
+def test_script_verifies(photos: Path, tmp_path: Path) -> None:
+    pack(photos, tmp_path / "a", PackOptions(shuffle=False))
+    path = tmp_path / "a.rec"
+    command = ("--verify", path, "--num-thread", 1)
+    done = run_script(*command)
+    assert (done.returncode, done.stdout) == (0, "no fault in 16 records\n")
+
+    offsets = [int(line.split()[1]) for line in (tmp_path / "a.idx").read_text().splitlines()]
+    with path.open("r+b") as file:
+        file.seek(offsets[2])
+        file.write(b"\0")
+        file.seek(offsets[7] + 12)
+        file.write(np.float32(2).tobytes())  # the label: there are two classes
+    reasons = ["is damaged: magic number 0xced72300 instead of 0xced7230a",
+               "has label 2, which is no class of 0 to 1"]
+    done = run_script(*command)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"byte {offsets[2]}, key 2, position 2: {reasons[0]}",
+        f"byte {offsets[7]}, key 7, position 7: {reasons[1]}",
+        "16 records, 2 faults",
+    ]
+    (tmp_path / "a.idx").rename(tmp_path / "b.idx")
+    done = run_script("--verify", path, "--json", "--classes", 3, "--index", tmp_path / "b.idx")
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {"file": str(path), "records": 16, "faults": [
+        {"position": 2, "key": 2, "offset": offsets[2], "reason": reasons[0]}]}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--verify", "nowhere.rec"], "record file nowhere.rec does not exist"),
+    (["--verify", SCRIPT], "holds no image record: it is not RecordIO"),
+    (["--verify", "a.rec", "source"], "--verify packs nothing: leave source out"),
+    (["source"], "the following arguments are required: SOURCE, OUT_PREFIX"),
+    (["source", "out", "--json"], "go with --verify"),
+    (["source", "out", "--num-thread", "0"], "'0' must be a whole number of at least 1"),
+])
+def test_what_the_script_cannot_do_is_one_line(arguments: list, message: str) -> None:
+    done = run_script(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_of_the_script_ends_with_examples() -> None:
+    done = run_script("--help")
+    assert "examples:" in done.stdout
+    assert "python scripts/pack_records.py --verify records/train.rec" in done.stdout

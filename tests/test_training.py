@@ -173,7 +173,12 @@ def bad_inputs(folder: Path, digits: Path) -> dict:
                           "unknown model 'resnest55': did you mean resnest50"),
         "no training file": (train, "--rec-train is missing"),
         "missing .rec": ((*train, "--rec-train", folder / "none.rec"), "none.rec does not exist"),
-        "missing .idx": ((*train, "--rec-train", folder / "alone.rec"), "alone.idx does not exist"),
+        "missing .idx": ((*train, "--rec-train", folder / "alone.rec", "--rec-train-idx",
+                          folder / "alone.idx"), "alone.idx does not exist"),
+        "share above 1": ((*train, *data, "--max-bad-records", 2),
+                          "--max-bad-records: '2' must be a share from 0 to 1"),
+        "no patience": ((*train, *data, "--data-timeout", 0), "argument --data-timeout"),
+        "unknown sharding": ((*train, *data, "--sharding", "both"), "argument --sharding"),
         "missing validation": ((*train, *data, "--rec-val", folder / "none.rec"), "none.rec"),
         "zero batch": ((*train, *data, "--batch-size", 0),
                        "'0' must be a whole number of at least 1"),
@@ -225,7 +230,7 @@ FAULTS = [
     "class count", "label out of range", "size too small", "two rates", "world size in a run",
     "lr-at", "weights of another model", "weights of other classes", "no weights", "web page",
     "crop ratio", "evaluation size", "missing image", "no image", "class names",
-    "exported twice", "output is a file",
+    "exported twice", "output is a file", "share above 1", "no patience", "unknown sharding",
 ]
 
 

@@ -3,64 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Callable
+from contextlib import contextmanager
 
 import numpy as np
 
 from gluon_resnest import runtime
-from gluon_resnest.data import sampling
+from gluon_resnest.data.bad_records import DEFAULT_SHARE, BadRecords
+from gluon_resnest.data.class_names import check_classes
 from gluon_resnest.data.decoding import decode
-from gluon_resnest.data.prefetch import Batch, prepared_batches
-from gluon_resnest.data.records import Record, RecordFile
+from gluon_resnest.data.prefetch import DEFAULT_PATIENCE, Batch, BatchMemory, PreparedBatches
+from gluon_resnest.data.records import BadRecord, RecordFile
+from gluon_resnest.data.sampling import Leg, Sampling, evaluation_batches, shard_range
 from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.errors import InputError
 
 # Two batches hide the time between a batch's first and last sample; more only cost memory.
 BATCHES_AHEAD = 2
 
-# Keeps a sample's random stream apart from the stream that shuffles the records.
+# Keeps a sample's random stream apart from the stream that shuffles the records; MIXUP_STREAM is 3.
 _SAMPLE_STREAM = 2
+_REPLACEMENT_STREAM = 4
+
+_REPLACEMENTS = 100  # looked at before giving up
+
+# A whole label below this is one of another number of classes; what else is no class, is damage.
+_LARGEST_LABEL = 1_000_000
+
+_LEFT_OUT = -1  # label of an image that evaluation skips
 
 
 def default_threads() -> int:
     """This process's share of the host's usable cores, at least 1."""
     return max(1, runtime.usable_cores() // runtime.launched_local_size())
-
-
-def check_classes(records: RecordFile, classes: int) -> None:
-    """Compare the number of classes with the class list beside the record file, if there is one.
-
-    Raises
-    ------
-    InputError
-        The list has another number of names.
-    """
-    names = records.class_names
-    if names is not None and len(names) != classes:
-        raise InputError(
-            f"{records.path} has {len(names)} classes by its class list "
-            f"{records.path.with_suffix('.classes.txt').name}, but the network has {classes}; "
-            f"give --classes {len(names)}"
-        )
-
-
-def check_class_names(records: RecordFile, expected: Sequence[str] | None) -> None:
-    """Compare the class list beside the record file, if there is one, with the names expected.
-
-    Raises
-    ------
-    InputError
-        They differ: labels would mean other classes. The message names the first difference.
-    """
-    names = records.class_names
-    if names is None or expected is None or names == list(expected):
-        return
-    check_classes(records, len(expected))
-    label = next(i for i, (name, other) in enumerate(zip(names, expected)) if name != other)
-    raise InputError(f"label {label} of {records.path} is '{names[label]}' by its class list, but "
-                     f"'{expected[label]}' is expected: pack it from the same class folders as "
-                     "the training images")
 
 
 def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generator:
@@ -69,7 +43,11 @@ def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generato
 
 
 class TrainLoader:
-    """Augmented batches of a worker's shard.
+    """Augmented batches of a worker's part of a record file.
+
+    A record that cannot be used is replaced by another one of the worker's shard (of the file
+    with ``"global"`` sharding), which the seed, the epoch and its position choose: the samples
+    stay the same whatever the threads and the ranks.
 
     Parameters
     ----------
@@ -89,12 +67,25 @@ class TrainLoader:
         Samples prepared at a time; by default this process's share of the cores.
     prefetch
         Batches prepared ahead.
+    sharding
+        ``"fixed"`` or ``"global"``: see :class:`~gluon_resnest.data.sampling.Sampling`.
+    max_bad_records
+        Share of the records that may be bad before :class:`InputError` is raised.
+    patience
+        Seconds after which a thread that is still at the same sample counts as stuck.
+
+    Attributes
+    ----------
+    sampling
+        The order of the records.
+    bad_records
+        Those that were replaced until now.
 
     Raises
     ------
     InputError
-        The class list beside the records has another number of classes, or the file has too few
-        images for so many workers.
+        The class list beside the records has another number of classes, the file has too few
+        images for so many workers, or too much of it was cut off.
     """
 
     def __init__(
@@ -108,6 +99,9 @@ class TrainLoader:
         classes: int = 1000,
         threads: int | None = None,
         prefetch: int = BATCHES_AHEAD,
+        sharding: str = "fixed",
+        max_bad_records: float = DEFAULT_SHARE,
+        patience: float = DEFAULT_PATIENCE,
     ) -> None:
         check_classes(records, classes)
         self.records = records
@@ -118,18 +112,27 @@ class TrainLoader:
         self.classes = classes
         self.threads = threads or default_threads()
         self.prefetch = prefetch
-        self._steps = len(
-            sampling.global_batch_sizes(len(records), batch_size, world)  # checks the shards
-        )
+        self.patience = patience
+        self.sampling = Sampling(len(records), seed, sharding)
+        self._steps = self.sampling.steps(batch_size, world)  # finds workers without images
+        self.bad_records = BadRecords(records, max_bad_records)
+        self._memory = BatchMemory()
 
     def __len__(self) -> int:
         """Steps in an epoch, the same for every worker."""
         return self._steps
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Iterate over one epoch's batches.
+    def epoch(self, epoch: int, legs: Sequence[Leg] = ()) -> PreparedBatches:
+        """Iterate over the batches of an epoch, which are being prepared from now on.
 
         Closing the iterator, or dropping it, ends its threads.
+
+        Parameters
+        ----------
+        epoch
+            Not negative.
+        legs
+            What of the epoch is behind: see :class:`~gluon_resnest.data.position.Position`.
 
         Yields
         ------
@@ -141,25 +144,55 @@ class TrainLoader:
         Raises
         ------
         InputError
-            A record is damaged, is no image, or has a label outside [0, classes).
+            From the iteration: a label is outside [0, classes), more records are bad than may
+            be, or a thread hangs.
         """
-        batches = sampling.epoch_batches(
-            len(self.records), self.batch_size, self.rank, self.world, epoch, self.seed
-        )
+        batches = self.sampling.batches(epoch, self.batch_size, self.rank, self.world, legs)
 
-        def view(position: int, image: np.ndarray) -> np.ndarray:
-            return self.transform(image, sample_generator(self.seed, epoch, position))
+        def make_sample(position: int, place: np.ndarray) -> int:
+            source, image, label = self._usable(epoch, position)
+            rng = sample_generator(self.seed, epoch, position)
+            with _named(self.records, source, image):
+                place[:] = self.transform(image, rng)
+            return label
 
-        make_sample = partial(_make_sample, self.records, self.classes, view)
-        shape = (self.transform.size, self.transform.size, 3)
-        return prepared_batches(batches, make_sample, shape, self.threads, self.prefetch)
+        return PreparedBatches(batches, make_sample, _shape(self.transform.size), self.threads,
+                               self.prefetch, self._memory, self.patience)
+
+    def _usable(self, epoch: int, position: int) -> tuple[int, np.ndarray, int]:
+        """Position, image and label of a record, or of the one that replaces it."""
+        for candidate in self._candidates(epoch, position):
+            if candidate in self.bad_records:
+                continue
+            try:
+                return candidate, *_image_and_label(self.records, candidate, self.classes)
+            except BadRecord as fault:
+                self.bad_records.add(fault)
+        raise InputError(f"{_REPLACEMENTS} records of {self.records.path} in a row are bad: see "
+                         "scripts/pack_records.py --verify")
+
+    def _candidates(self, epoch: int, position: int) -> Iterator[int]:
+        yield position
+        rng = np.random.default_rng((self.seed, epoch, position, _REPLACEMENT_STREAM))
+        length, world = len(self.records), self.world
+        start, stop = 0, length
+        if self.sampling.sharding == "fixed":
+            start, stop = shard_range(length, self.rank, world)
+        for _ in range(_REPLACEMENTS):
+            yield int(rng.integers(start, stop))
 
 
 class EvaluationLoader:
     """Batches of a worker's part of a record file, in order; every image once over all workers.
 
     The last batch may be short, and a worker may have none. Parameters and errors as for
-    :class:`TrainLoader`.
+    :class:`TrainLoader`, and:
+
+    Parameters
+    ----------
+    skip_bad_records
+        Leave out what cannot be used, and count it in :attr:`bad_records`, instead of refusing
+        with an :class:`InputError`.
     """
 
     def __init__(
@@ -172,6 +205,8 @@ class EvaluationLoader:
         classes: int = 1000,
         threads: int | None = None,
         prefetch: int = BATCHES_AHEAD,
+        skip_bad_records: bool = False,
+        patience: float = DEFAULT_PATIENCE,
     ) -> None:
         check_classes(records, classes)
         self.records = records
@@ -179,7 +214,11 @@ class EvaluationLoader:
         self.classes = classes
         self.threads = threads or default_threads()
         self.prefetch = prefetch
-        self._batches = sampling.evaluation_batches(len(records), batch_size, rank, world)
+        self.patience = patience
+        self.skip_bad_records = skip_bad_records
+        self.bad_records: dict[int, BadRecord] = {}
+        self._batches = evaluation_batches(len(records), batch_size, rank, world)
+        self._memory = BatchMemory()
 
     def __len__(self) -> int:
         """Batches of this worker."""
@@ -187,48 +226,65 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate once over (images, labels), shaped as :meth:`TrainLoader.epoch` gives them."""
+        batches = PreparedBatches(
+            self._batches, self._make_sample, _shape(self.transform.size), self.threads,
+            self.prefetch, self._memory, self.patience)
+        with batches:
+            for batch in batches:
+                kept = batch.labels != _LEFT_OUT
+                yield batch if kept.all() else Batch(batch.images[kept], batch.labels[kept])
 
-        def view(_: int, image: np.ndarray) -> np.ndarray:
-            return self.transform(image)
+    def _make_sample(self, position: int, place: np.ndarray) -> int:
+        try:
+            image, label = _image_and_label(self.records, position, self.classes)
+        except BadRecord as fault:
+            if not self.skip_bad_records:
+                raise InputError(f"{fault}; or leave it out with --skip-bad-records") from None
+            self.bad_records[position] = fault
+            return _LEFT_OUT
+        with _named(self.records, position, image):
+            place[:] = self.transform(image)
+        return label
 
-        make_sample = partial(_make_sample, self.records, self.classes, view)
-        shape = (self.transform.size, self.transform.size, 3)
-        return prepared_batches(self._batches, make_sample, shape, self.threads, self.prefetch)
+
+def _shape(size: int) -> tuple[int, int, int]:
+    return size, size, 3
 
 
-def _make_sample(
-    records: RecordFile,
-    classes: int,
-    view: Callable[[int, np.ndarray], np.ndarray],
-    position: int,
-    place: np.ndarray,
-) -> int:
-    """Write the pixels of one record's view to `place`; its label."""
+def _image_and_label(
+    records: RecordFile, position: int, classes: int
+) -> tuple[np.ndarray, int]:
+    """Decoded image and class of a record.
+
+    Raises
+    ------
+    BadRecord
+        It is damaged, or its content is.
+    InputError
+        Its label is one of another number of classes.
+    """
     record = records.read(position)
-    label = _class_of(record, records, classes)
-    try:
-        image = decode(record.payload)
-    except InputError as error:
-        raise InputError(
-            f"record {record.key} of {records.path} is no image: {error}; replace the image and "
-            "pack the file again"
-        ) from None
-    try:
-        place[:] = view(position, image)
-    except Exception as error:
-        # A bug, not an input: say which image shows it, and keep the traceback below.
-        raise RuntimeError(
-            f"record {record.key} of {records.path}, an image of shape {image.shape}, "
-            "could not be transformed"
-        ) from error
-    return label
-
-
-def _class_of(record: Record, records: RecordFile, classes: int) -> int:
     label = record.label
     if not (0 <= label < classes and label == int(label)):
-        raise InputError(
-            f"record {record.key} of {records.path} has label {label:g}, which is no class of 0 to "
-            f"{classes - 1}; give the number of classes with --classes, or pack the right labels"
-        )
-    return int(label)
+        if 0 <= label < _LARGEST_LABEL and label == int(label):
+            raise InputError(
+                f"record {record.key} of {records.path} has label {label:g}, which is no class of "
+                f"0 to {classes - 1}; give the number of classes with --classes, or pack the right "
+                "labels")
+        raise records.bad(position, f"has label {label:g}, which is no class")
+    try:
+        return decode(record.payload), int(label)
+    except InputError as error:
+        raise records.bad(position, f"is no image: {error}") from None
+
+
+@contextmanager
+def _named(records: RecordFile, position: int, image: np.ndarray) -> Iterator[None]:
+    """Say which image shows a bug, and keep the traceback below."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(
+            f"record {records.key(position)} of {records.path}, an image of shape {image.shape}, "
+            "could not be transformed"
+        ) from error

@@ -23,7 +23,7 @@ from gluon_resnest import runtime
 from gluon_resnest.atomic import replacing
 from gluon_resnest.data.decoding import decode
 from gluon_resnest.data.image_list import ImageList, ListedImage, list_images
-from gluon_resnest.data.records import (
+from gluon_resnest.data.recordio import (
     IMAGE_HEADER,
     LENGTH_BITS,
     MAGIC,
@@ -75,7 +75,7 @@ class PackOptions:
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise InputError(f"--quality {self.quality} must be between 1 and 100")
         if self.threads < 1:
-            raise InputError(f"--num-thread {self.threads} must be at least 1")
+            raise InputError(f"--data-nthreads {self.threads} must be at least 1")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed} must not be negative")
 

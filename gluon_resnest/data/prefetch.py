@@ -1,4 +1,4 @@
-"""Batches made ahead by threads.
+"""Batches made ahead by threads, in memory that is used again.
 
 Threads, not processes: decoding and resampling release Python's lock, a batch needs no copy
 between address spaces, and a thread can neither be killed unnoticed nor inherit a random state.
@@ -6,16 +6,27 @@ between address spaces, and a thread can neither be killed unnoticed nor inherit
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, NamedTuple
 
 import cv2
 import numpy as np
 
+from gluon_resnest.errors import InputError
+
 # Makes one sample: (record position, place for its pixels) -> label.
 MakeSample = Callable[[int, np.ndarray], int]
+
+# How long a sample may take before its thread counts as stuck, seconds.
+DEFAULT_PATIENCE = 120.0
+
+_LOOK_EVERY = 1.0  # seconds between looks at the threads while a batch is waited for
+_ENDING = 5.0  # seconds that threads have to finish the sample they are at
 
 
 class Batch(NamedTuple):
@@ -24,7 +35,8 @@ class Batch(NamedTuple):
     Attributes
     ----------
     images
-        uint8 of shape (N, height, width, channels), contiguous; nobody else uses the memory.
+        uint8 of shape (N, height, width, channels), contiguous. Nobody else uses the memory as
+        long as this array or a part of it is in use.
     labels
         int64 of shape (N,).
     """
@@ -33,22 +45,92 @@ class Batch(NamedTuple):
     labels: np.ndarray
 
 
-class _PendingBatch(NamedTuple):
-    images: np.ndarray
-    samples: list[Future[int]]
+class WorkerError(InputError):
+    """A thread that makes samples died, or has been at one of them for too long."""
+
+    def __init__(self, thread: threading.Thread, position: int | None, what: str) -> None:
+        at = "" if position is None else f" at position {position} of the record file"
+        super().__init__(f"{thread.name}, which prepares images, {what}{at}", only_here=True)
 
 
-def prepared_batches(
-    batches: Sequence[np.ndarray],
-    make_sample: MakeSample,
-    shape: tuple[int, int, int],
-    threads: int,
-    ahead: int,
-) -> Iterator[Batch]:
-    """Yield the batches in order while threads prepare the next ones.
+class BatchMemory:
+    """Memory of batches, which comes back when nobody refers to a batch any more.
 
-    An exception of `make_sample` is raised here, when its batch is due. However the iteration
-    ends, the threads are gone when it has: they finish the sample they are at, at most.
+    A fresh batch of 128 images costs 5,000 page faults; used memory costs none.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An uninitialised uint8 array."""
+        size = int(np.prod(shape))
+        fits = next((i for i, free in enumerate(self._free) if len(free) >= size), None)
+        if fits is None:
+            self._free.clear()  # what is too small now would be kept for nothing
+        memory = bytearray(size) if fits is None else self._free.pop(fits)
+        # Parts of this array refer to it, not to the memory below: NumPy shortens chains of
+        # views only as far as arrays go. So its end is the end of them all.
+        owner = np.frombuffer(memory, dtype=np.uint8, count=size)
+        weakref.finalize(owner, self._free.append, memory).atexit = False
+        return owner.reshape(shape)
+
+
+class _PendingBatch:
+    """A batch in the making."""
+
+    def __init__(self, positions: list[int], images: np.ndarray) -> None:
+        self.positions = positions
+        self.images = images
+        self.labels = np.empty(len(positions), dtype=np.int64)
+        self.faults: dict[int, BaseException] = {}
+        self.done = threading.Event()
+        self.unwanted = False
+        self._remaining = len(positions)
+        self._lock = threading.Lock()
+        if not positions:
+            self.done.set()
+
+    def finish_one(self) -> None:
+        with self._lock:
+            self._remaining -= 1
+            if self._remaining == 0:
+                self.done.set()
+
+
+class _Worker:
+    """A thread that makes samples, and what it is at: (record position, since when), or None."""
+
+    def __init__(self, number: int, tasks: queue.SimpleQueue, make_sample: MakeSample) -> None:
+        self.busy: tuple[int, float] | None = None
+        # As a daemon, it cannot keep a process alive that gave up on it.
+        self.thread = threading.Thread(target=self._run, args=(tasks, make_sample),
+                                       name=f"batch-{number}", daemon=True)
+        self.thread.start()
+
+    def _run(self, tasks: queue.SimpleQueue, make_sample: MakeSample) -> None:
+        while True:
+            task = tasks.get()
+            if task is None:
+                return
+            batch, place = task
+            if not batch.unwanted:
+                position = batch.positions[place]
+                self.busy = (position, time.monotonic())
+                try:
+                    batch.labels[place] = make_sample(position, batch.images[place])
+                except BaseException as fault:  # whatever it is, it is raised with its batch
+                    batch.faults[place] = fault
+                self.busy = None
+                batch.finish_one()
+            del batch, task  # or its memory would be held until the next task
+
+
+class PreparedBatches(Iterator):
+    """Iterator over batches, in order, that threads began to prepare when it was made.
+
+    An exception of `make_sample` is raised when its batch is due. However the iteration ends, or
+    when :meth:`close` is called, the threads finish the sample they are at and are gone.
 
     Parameters
     ----------
@@ -62,33 +144,99 @@ def prepared_batches(
         Samples made at a time.
     ahead
         Batches that are prepared beyond the one being used: the bound on the memory.
+    memory
+        Where the pixels go; by default memory of its own.
+    patience
+        Seconds after which a thread that is still at the same sample counts as stuck.
+
+    Raises
+    ------
+    WorkerError
+        From the iteration, at most a second after a thread died, or after the patience with one
+        has ended, if its batch is waited for.
     """
-    cv2.setNumThreads(0)  # OpenCV's own threads would fight ours for the cores
-    remaining = iter(batches)
-    pending: deque[_PendingBatch] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="batch")
 
-    def prepare_next() -> None:
-        positions = next(remaining, None)
-        if positions is not None:
-            images = np.empty((len(positions), *shape), dtype=np.uint8)
-            samples = [
-                pool.submit(make_sample, position, place)
-                for position, place in zip(positions.tolist(), images)
-            ]
-            pending.append(_PendingBatch(images, samples))
-
-    try:
+    def __init__(
+        self,
+        batches: Sequence[np.ndarray],
+        make_sample: MakeSample,
+        shape: tuple[int, int, int],
+        threads: int,
+        ahead: int,
+        memory: BatchMemory | None = None,
+        patience: float = DEFAULT_PATIENCE,
+    ) -> None:
+        cv2.setNumThreads(0)  # OpenCV's own threads would fight ours for the cores
+        self._remaining = iter(batches)
+        self._shape = shape
+        self._memory = memory or BatchMemory()
+        self._patience = patience
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        self._pending: deque[_PendingBatch] = deque()
+        self._closed = False
+        # The threads must not refer to this object: dropping it ends them.
+        self._workers = [_Worker(number, self._tasks, make_sample) for number in range(threads)]
         for _ in range(ahead):
-            prepare_next()
-        for _ in batches:
-            prepare_next()
-            due = pending[0]
-            labels = np.array([sample.result() for sample in due.samples], dtype=np.int64)
-            pending.popleft()  # only now: on an error above, its other samples are cancelled too
-            yield Batch(due.images, labels)
-    finally:
-        for batch in pending:
-            for sample in batch.samples:
-                sample.cancel()
-        pool.shutdown(wait=True)
+            self._prepare_next()
+
+    def _prepare_next(self) -> None:
+        positions = next(self._remaining, None)
+        if positions is None:
+            return
+        images = self._memory.array((len(positions), *self._shape))
+        batch = _PendingBatch(positions.tolist(), images)
+        self._pending.append(batch)
+        for place in range(len(batch.positions)):
+            self._tasks.put((batch, place))
+
+    def __next__(self) -> Batch:
+        if self._closed:
+            raise StopIteration
+        self._prepare_next()
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        batch = self._pending[0]
+        try:
+            while not batch.done.wait(_LOOK_EVERY):
+                self._look_at_workers()
+            if batch.faults:
+                raise batch.faults[min(batch.faults)]
+        except BaseException:
+            self.close()
+            raise
+        self._pending.popleft()
+        return Batch(batch.images, batch.labels)
+
+    def _look_at_workers(self) -> None:
+        """Raise a WorkerError where waiting would be in vain."""
+        for worker in self._workers:
+            busy = worker.busy
+            position = busy[0] if busy else None
+            if not worker.thread.is_alive():
+                raise WorkerError(worker.thread, position, "died")
+            if busy and time.monotonic() - busy[1] > self._patience:
+                raise WorkerError(worker.thread, position, f"has hung for {self._patience:g} s")
+
+    def close(self) -> None:
+        """End the threads; a stuck one is left to itself after some seconds."""
+        if self._closed:
+            return
+        self._closed = True
+        for batch in self._pending:
+            batch.unwanted = True
+        self._pending.clear()
+        for _ in self._workers:
+            self._tasks.put(None)
+        deadline = time.monotonic() + _ENDING
+        for worker in self._workers:
+            worker.thread.join(max(0.0, deadline - time.monotonic()))
+
+    def __enter__(self) -> PreparedBatches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,47 +1,80 @@
 """Random access to the images of a RecordIO file: position -> (key, label, the image's bytes).
 
-The format is MXNet's. A `.rec` file is a row of records, each aligned to 4 bytes:
-
-    magic 0xced7230a | uint32 (kind << 29 | length) | `length` bytes | padding to 4 bytes
-
-`kind` is 0 for a whole record. A record whose content holds the magic number at a multiple of 4
-is cut there into parts (kind 1 first, 2 middle, 3 last) and the magic itself is left out, so that
-a reader can find the next record anywhere. An image record's content is
-
-    uint32 flag | float32 label | uint64 key | uint64 (unused) | flag x float32 labels | image
-
-where a `flag` above 0 means that the labels follow in an array (`im2rec --pack-label`). The `.idx`
-beside it has one line a record: `key <tab> offset`.
+A file that was copied badly can still be used: it opens, and a record that is damaged or cut is an
+error when that record is read. The format is described in :mod:`gluon_resnest.data.recordio`.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from gluon_resnest.data.index import read_index, rebuild_index
+from gluon_resnest.data.recordio import (
+    HEADERS,
+    PART_HEADER,
+    PART_WHOLE,
+    REMEDY,
+    Damage,
+    check_flag,
+    open_file,
+    parse_image,
+    read_headers,
+    read_record,
+)
 from gluon_resnest.errors import InputError
 
-MAGIC = 0xCED7230A
-LENGTH_BITS = 29
-PART_WHOLE, PART_FIRST, PART_MIDDLE, PART_LAST = range(4)
+# Records whose headers are looked at before an index is believed.
+_PROBES = 16
 
-PART_HEADER = struct.Struct("<II")
-IMAGE_HEADER = struct.Struct("<IfQQ")
-
-_REMEDY = "pack the images again with scripts/pack_records.py"
+# The index tells where the next record begins. What is read of one that ends farther away is
+# limited, because an index may list a few records of many; a longer record is read in two steps.
+_LONGEST_GUESS = 1 << 20
 
 
 class Record(NamedTuple):
-    """One image as it lies in the file: its key in the index, its label and its encoded bytes."""
+    """One image as it lies in the file.
+
+    Attributes
+    ----------
+    key
+        Its key in the index.
+    label
+        Its label.
+    payload
+        Its encoded bytes: a view of what was read, which `np.frombuffer` takes without a copy.
+    """
 
     key: int
     label: float
-    payload: bytes
+    payload: memoryview
+
+
+class BadRecord(InputError):
+    """One record of a file cannot be used; the others can.
+
+    Attributes
+    ----------
+    position, key
+        Its place in the index, and its key there.
+    reason
+        What is wrong, as a sentence goes on that begins with the record: "is damaged: ...",
+        "is no image: ...", in one line without the file's path.
+    """
+
+    def __init__(self, path: Path, position: int, key: int, offset: int, reason: str) -> None:
+        super().__init__(
+            f"record {key} of {path} (position {position}, byte {offset}) {reason}; copy the file "
+            f"and its .idx again or {REMEDY} (its --verify lists all bad records)"
+        )
+        self.position, self.key, self.reason = position, key, reason
+        self._arguments = (path, position, key, offset, reason)
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._arguments
 
 
 class RecordFile:
@@ -55,12 +88,22 @@ class RecordFile:
     path
         The `.rec` file.
     index
-        Its `.idx` file; by default the one beside it with the same name.
+        Its `.idx` file; by default the one beside it with the same name. If that is missing, it
+        is rebuilt from the record file and written there if it can be.
+
+    Attributes
+    ----------
+    path, index
+        The two files.
+    unreachable
+        Positions of records that lie beyond the end of the file or where none can begin, int64 of
+        shape (bad,). Others may turn out bad when they are read.
 
     Raises
     ------
     InputError
-        A file is missing or empty, or the index is malformed or belongs to another `.rec`.
+        A file is missing or empty, the index is malformed or belongs to another `.rec`, or most
+        of the records that were looked at are damaged.
     """
 
     def __init__(self, path: str | Path, index: str | Path | None = None) -> None:
@@ -69,42 +112,47 @@ class RecordFile:
         self._descriptor = -1
         self._open()
         try:
-            self._keys, self._offsets = _read_index(self.index)
-            self._check_index()
+            if index is None and not self.index.exists():
+                self._keys, self._offsets = rebuild_index(
+                    self.path, self._descriptor, self._size, self.index)
+            else:
+                self._keys, self._offsets = read_index(self.index)
+            reachable = reachable_records(self._offsets, self._size)
+            self.unreachable = np.flatnonzero(~reachable)
+            self._spans = record_spans(self._offsets, reachable, self._size)
+            self._refuse_hopeless(np.flatnonzero(reachable))
         except BaseException:
             self.close()
             raise
 
     def _open(self) -> None:
-        if not self.path.is_file():
-            raise InputError(f"record file {self.path} does not exist; {_REMEDY}")
-        try:
-            self._descriptor = os.open(str(self.path), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise InputError(f"cannot read record file {self.path}: {error.strerror}") from None
-        self._size = os.fstat(self._descriptor).st_size
+        self._descriptor, self._size = open_file(self.path)
 
-    def _check_index(self) -> None:
-        """Find the faults that show without reading the records: cheap, and before training."""
-        if self._size == 0:
-            raise InputError(f"record file {self.path} is empty; {_REMEDY}")
-        if self._size % 4:
+    def _refuse_hopeless(self, reachable: np.ndarray) -> None:
+        """Look at the headers of a few records: cheap, and before training."""
+        if not len(reachable):
             raise InputError(
-                f"record file {self.path} has {self._size} bytes, not a multiple of 4: it was cut "
-                f"or is not RecordIO; copy it again or {_REMEDY}"
+                f"none of the {len(self):,} records in index {self.index} lies within "
+                f"{self.path} ({self._size:,} bytes): the record file was cut or the index "
+                f"belongs to another one; copy both again or {REMEDY}"
             )
-        wrong = (self._offsets < 0) | (self._offsets % 4 != 0)
-        wrong |= self._offsets + PART_HEADER.size > self._size
-        if wrong.any():
-            line = int(np.argmax(wrong))
+        places = np.linspace(0, len(reachable) - 1, min(_PROBES, len(reachable))).astype(int)
+        bad = []
+        for position in reachable[places].tolist():
+            try:
+                kind, _, flag, _ = read_headers(self._descriptor, int(self._offsets[position]))
+                if kind == PART_WHOLE:
+                    check_flag(flag)
+            except Damage as damage:
+                bad.append((position, damage))
+        if 2 * len(bad) > len(places):
+            position, damage = bad[0]
             raise InputError(
-                f"index {self.index}, line {line + 1}: offset {self._offsets[line]} is no place of "
-                f"a record in {self.path} ({self._size} bytes): the record file was cut or the "
-                f"index belongs to another one; copy both again or {_REMEDY}"
+                f"{len(bad)} of {len(places)} records looked at cannot be used: record "
+                f"{self.key(position)} of {self.path} (byte {self._offsets[position]}) {damage}; "
+                f"if {self.index} belongs to another file or one is damaged, copy both again, "
+                f"else {REMEDY}"
             )
-        # Two reads tell a file that was cut, that is no RecordIO or that has another index.
-        self.read(0)
-        self.read(int(np.argmax(self._offsets)))
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -123,83 +171,34 @@ class RecordFile:
 
         Raises
         ------
-        InputError
-            The record is damaged or cut, or carries several labels. The message names key and file.
+        BadRecord
+            The record is damaged or cut, or carries several labels.
         """
-        offset = int(self._offsets[position])
-        key = int(self._keys[position])
-        content = self._read_content(offset, key)
-        if len(content) < IMAGE_HEADER.size:
-            raise self._damaged(key, offset, f"{len(content)} bytes are too few for its header")
-        flag, label, _, _ = IMAGE_HEADER.unpack_from(content)
-        start = IMAGE_HEADER.size
-        if flag > 1:
-            raise InputError(
-                f"record {key} of {self.path} has {flag} labels; classification takes one an "
-                f"image: make the .lst with one label column and pack it again"
-            )
-        if flag == 1:
-            if len(content) < start + 4:
-                raise self._damaged(key, offset, "it ends within its label")
-            (label,) = struct.unpack_from("<f", content, start)
-            start += 4
-        return Record(key, label, content[start:])
+        try:
+            content, _ = read_record(
+                self._descriptor, int(self._offsets[position]), int(self._spans[position]))
+            label, payload = parse_image(content)
+        except Damage as damage:
+            raise self.bad(position, str(damage)) from None
+        return Record(int(self._keys[position]), label, payload)
 
-    def _read_content(self, offset: int, key: int) -> bytes:
-        """Join the parts of the record at `offset`; the magic that cut them apart goes between."""
-        kind, content, offset = self._read_part(offset, key)
-        if kind == PART_WHOLE:
-            return content
-        if kind != PART_FIRST:
-            raise self._damaged(key, offset, "the index points into the middle of a record")
-        parts = [content]
-        while kind != PART_LAST:
-            kind, content, offset = self._read_part(offset, key)
-            if kind not in (PART_MIDDLE, PART_LAST):
-                raise self._damaged(key, offset, "its last part is missing")
-            parts.append(content)
-        return struct.pack("<I", MAGIC).join(parts)
+    def bad(self, position: int, reason: str) -> BadRecord:
+        """The error for a record that cannot be used for a reason that shows only later on.
 
-    def _read_part(self, offset: int, key: int) -> tuple[int, bytes, int]:
-        """Kind and content of the part at `offset`, and the offset of the part behind it."""
-        header = os.pread(self._descriptor, PART_HEADER.size, offset)
-        if len(header) < PART_HEADER.size:
-            raise self._damaged(key, offset, "the file ends before it")
-        magic, kind_and_length = PART_HEADER.unpack(header)
-        if magic != MAGIC:
-            raise self._damaged(key, offset, f"magic number {magic:#010x} instead of {MAGIC:#010x}")
-        kind, length = kind_and_length >> LENGTH_BITS, kind_and_length & ((1 << LENGTH_BITS) - 1)
-        offset += PART_HEADER.size
-        content = os.pread(self._descriptor, length, offset)
-        if len(content) < length:
-            raise self._damaged(key, offset, f"the file ends {length - len(content)} bytes early")
-        return kind, content, offset + (length + 3) // 4 * 4
-
-    def _damaged(self, key: int, offset: int, reason: str) -> InputError:
-        return InputError(
-            f"record {key} of {self.path} (byte {offset}) is damaged: {reason}; copy the file and "
-            f"its .idx again or {_REMEDY}"
-        )
+        Parameters
+        ----------
+        position
+            Place in the index.
+        reason
+            As in :class:`BadRecord`; line breaks become spaces.
+        """
+        return BadRecord(self.path, position, self.key(position), int(self._offsets[position]),
+                         " ".join(reason.split()))
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes, in the order of their labels; None without a class list.
-
-        The list is the file `PREFIX.classes.txt` beside `PREFIX.rec`, one name a line.
-        """
-        path = self.path.with_suffix(".classes.txt")
-        if not path.is_file():
-            return None
-        try:
-            names = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read class list {path} as UTF-8 text ({error})") from None
-        if not names or not all(name.strip() for name in names):
-            raise InputError(
-                f"class list {path} has an empty line; give it one name a line, in the order of "
-                "the labels, or remove it"
-            )
-        return names
+        """Names of the classes, as :func:`read_class_names` finds them."""
+        return read_class_names(self.path)
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
@@ -225,40 +224,34 @@ class RecordFile:
         self._open()
 
 
-def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and offsets of an `.idx` file, each int64 of shape (records,)."""
+def reachable_records(offsets: np.ndarray, size: int) -> np.ndarray:
+    """Whether a record can begin at each of `offsets`, in a file of `size` bytes; bool."""
+    return (offsets % 4 == 0) & (offsets + PART_HEADER.size <= size)
+
+
+def record_spans(offsets: np.ndarray, reachable: np.ndarray, size: int) -> np.ndarray:
+    """Bytes to read at each of `offsets`: up to the next one or the end of the file; uint32."""
+    starts = np.unique(offsets[reachable])
+    ends = np.append(starts, max(size, HEADERS))[np.searchsorted(starts, offsets, side="right")]
+    # What is not reachable may lie behind all ends.
+    return np.clip(ends - offsets, HEADERS, _LONGEST_GUESS).astype(np.uint32)
+
+
+def read_class_names(path: Path) -> list[str] | None:
+    """Names of the classes of a `.rec` file, in the order of their labels; None without a list.
+
+    The list is the file `PREFIX.classes.txt` beside `PREFIX.rec`, one name a line.
+    """
+    path = path.with_suffix(".classes.txt")
     if not path.is_file():
+        return None
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read class list {path} as UTF-8 text ({error})") from None
+    if not names or not all(name.strip() for name in names):
         raise InputError(
-            f"index {path} does not exist; it must lie beside the .rec file or be named with its "
-            f"flag: copy it there or {_REMEDY}"
+            f"class list {path} has an empty line; give it one name a line, in the order of "
+            "the labels, or remove it"
         )
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read index {path}: {error.strerror}") from None
-    if not text.strip():
-        raise InputError(f"index {path} is empty; copy it again or {_REMEDY}")
-    try:
-        with warnings.catch_warnings():
-            # NumPy only warns where the text is no number, and parses a million lines in 0.1 s.
-            warnings.simplefilter("error", DeprecationWarning)
-            numbers = np.fromstring(text, dtype=np.int64, sep=" ")
-    except (DeprecationWarning, ValueError):
-        raise _malformed_index(path, text) from None
-    lines = text.count(b"\n") + (not text.endswith(b"\n"))
-    if len(numbers) != 2 * lines or text.count(b"\t") != lines:
-        raise _malformed_index(path, text)
-    return numbers[0::2].copy(), numbers[1::2].copy()
-
-
-def _malformed_index(path: Path, text: bytes) -> InputError:
-    """Name the first line that is not `key <tab> offset`."""
-    place = ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split(b"\t")
-        if len(fields) != 2 or not all(field.strip().isdigit() for field in fields):
-            place = f", line {number}: {line[:60].decode('utf-8', 'replace')!r}"
-            break
-    return InputError(
-        f"index {path}{place} is not 'key <tab> offset' in each line; copy it again or {_REMEDY}"
-    )
+    return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any, Iterable
 
-from gluon_resnest.data.sampling import global_batch_sizes
+from gluon_resnest.data.sampling import Sampling
 from gluon_resnest.models import get_model
 from gluon_resnest.training.recipe import Recipe
 
@@ -28,16 +28,12 @@ def plan(
     lr_at
         Global steps whose learning rate is wanted, under the key ``lr``.
 
-    Raises
-    ------
-    InputError
-        For more workers than images.
-
     Returns
     -------
     dict
         Ready for JSON: the recipe (its `lr` as ``lr_per_worker``) and what follows from it.
-        ``images_per_rank`` is the largest shard; shards differ by one image at most.
+        ``images_per_rank`` is the largest shard; shards differ by one image at most. (With global
+        sharding a rank's images of an epoch may differ by one a step.)
         ``gradient_bytes`` is what each worker gives to an all-reduce at each step.
 
     Raises
@@ -48,7 +44,7 @@ def plan(
     net = get_model(recipe.model, classes=recipe.classes, final_drop=recipe.final_drop)
     trainable = sum(prod(parameter.shape) for parameter in net.collect_params().values()
                     if parameter.grad_req != "null")
-    steps = len(global_batch_sizes(images, recipe.batch_size, world_size))
+    steps = Sampling(images, sharding=recipe.sharding).steps(recipe.batch_size, world_size)
     schedule = recipe.schedule(images, world_size)
     settings = recipe.as_dict()
     settings["lr_per_worker"] = settings.pop("lr")  # the key lr is the schedule's

@@ -46,6 +46,9 @@ class Recipe:
         end of training, rising linearly from 0.
     auto_aug, color_jitter, lighting
         AutoAugment's ImageNet policy; strengths of the jitter and of the PCA lighting.
+    sharding
+        ``"fixed"`` (paper): a worker reads its own even part of the data and never another;
+        ``"global"``: each epoch's order is dealt anew to all workers.
     """
 
     model: str
@@ -74,6 +77,7 @@ class Recipe:
     auto_aug: bool = True
     color_jitter: float = 0.4
     lighting: float = 0.1
+    sharding: str = "fixed"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,33 @@ def read_metrics(path: Path, event: str) -> list[dict[str, Any]]:
     """The records of one kind of event in a ``metrics.jsonl``, in order."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if record["event"] == event]
+
+
+class DataClock:
+    """Seconds since it was made, and how many of them were spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.data_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    @property
+    def share(self) -> float:
+        """Share of the time in which the device had to wait, 0 to 1."""
+        return self.data_seconds / self.seconds
+
+    def waiting_for(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches, with the time that each is waited for noted."""
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.data_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
 
 def progress_bar(total: int, description: str, enabled: bool, unit: str = "step") -> tqdm:

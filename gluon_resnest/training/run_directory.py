@@ -18,6 +18,7 @@ LAST = "last.params"
 BEST = "best.params"
 CURVE = "learning_curve.png"
 CLASSES = "classes.txt"
+BAD_RECORDS = "bad_records.jsonl"
 FILES = (CONFIG, METRICS, LAST, BEST, CURVE, CLASSES)
 
 
@@ -40,6 +41,8 @@ def create_run_directory(path: Path, overwrite: bool, config: dict[str, Any]) ->
             f"--save-dir {path} holds a run already ({', '.join(existing)}): choose another "
             "folder, or give --overwrite to delete it"
         )
+    if (path / BAD_RECORDS).exists():  # of a run that ended there before it had anything else
+        existing.append(BAD_RECORDS)
     for name in existing:
         (path / name).unlink()
     with replacing(path / CONFIG) as temporary:
@@ -47,12 +50,15 @@ def create_run_directory(path: Path, overwrite: bool, config: dict[str, Any]) ->
 
 
 def discard_unless_trained(path: Path) -> None:
-    """Remove a run that ended on bad input before its first checkpoint: there is nothing in it."""
+    """Remove a run that ended on bad input before its first checkpoint: there is nothing in it.
+
+    The list of bad records stays: it may be why the run ended.
+    """
     if (path / LAST).exists():
         return
     for name in FILES:
         (path / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # the user's own files, which are not ours to delete
+    with contextlib.suppress(OSError):  # the list, or the user's own files
         path.rmdir()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
 
-from gluon_resnest.data.loader import EvaluationLoader, TrainLoader, check_class_names
+from gluon_resnest.data.bad_records import DEFAULT_SHARE
+from gluon_resnest.data.class_names import check_class_names
+from gluon_resnest.data.loader import EvaluationLoader, TrainLoader
 from gluon_resnest.data.mixup import MIXUP_STREAM, draw_lambdas, mix_with_reverse, smoothed_labels
+from gluon_resnest.data.prefetch import DEFAULT_PATIENCE
 from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.sampling import global_batch_sizes
 from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.errors import InputError
 from gluon_resnest.evaluation import Result, evaluate
@@ -27,9 +28,15 @@ from gluon_resnest.layers import (
 )
 from gluon_resnest.models import ResNeSt, get_model, save_weights
 from gluon_resnest.training import run_directory as files
+from gluon_resnest.training.bad_record_log import BadRecordLog
 from gluon_resnest.training.distributed import Workers, device
 from gluon_resnest.training.recipe import Recipe
-from gluon_resnest.training.report import MetricsLog, draw_learning_curve, progress_bar
+from gluon_resnest.training.report import (
+    DataClock,
+    MetricsLog,
+    draw_learning_curve,
+    progress_bar,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,9 @@ class RunOptions:
     overwrite: bool = False
     pretrained: bool | Path = False
     data_nthreads: int | None = None
+    data_timeout: float = DEFAULT_PATIENCE
+    max_bad_records: float = DEFAULT_SHARE
+    skip_bad_records: bool = False
     no_cuda: bool = False
     eval_frequency: int = 1
     save_frequency: int = 1
@@ -73,12 +83,14 @@ class Trainer:
         self.ctx = device(workers, options.no_cuda)
         self.records = RecordFile(options.rec_train, options.rec_train_idx)
         shared = {"batch_size": recipe.batch_size, "rank": workers.rank, "world": workers.size,
-                  "classes": recipe.classes, "threads": options.data_nthreads}
+                  "classes": recipe.classes, "threads": options.data_nthreads,
+                  "patience": options.data_timeout}
         self.loader = TrainLoader(
             self.records,
             TrainTransform(recipe.train_size, auto_augment=recipe.auto_aug,
                            color_jitter=recipe.color_jitter, lighting=recipe.lighting),
-            seed=recipe.seed, **shared,
+            seed=recipe.seed, sharding=recipe.sharding, max_bad_records=options.max_bad_records,
+            **shared,
         )
         self.validation_loader = None
         if options.rec_val is not None:
@@ -86,14 +98,14 @@ class Trainer:
             check_class_names(validation, self.records.class_names)
             self.validation_images = len(validation)
             self.validation_loader = EvaluationLoader(
-                validation, EvaluationTransform(recipe.test_size, recipe.crop_ratio), **shared)
+                validation, EvaluationTransform(recipe.test_size, recipe.crop_ratio),
+                skip_bad_records=options.skip_bad_records, **shared)
         self.net = self._network()
         self.normalize = Normalize()
         self.normalize.hybridize(static_alloc=True)
         self.loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
         self.schedule = recipe.schedule(len(self.records), workers.size)
-        self.global_batches = global_batch_sizes(
-            len(self.records), recipe.batch_size, workers.size)
+        self.global_batches = self.loader.sampling.sizes(recipe.batch_size, workers.size)
         self.step = 0
         self.best: Result | None = None
 
@@ -117,6 +129,8 @@ class Trainer:
         recipe, workers = self.recipe, self.workers
         self.save_dir = workers.gather(self.options.save_dir)[0]  # its default holds the time
         workers.together(self._create_run_directory)
+        self.bad_records = BadRecordLog(
+            self.save_dir / files.BAD_RECORDS, self.loader.bad_records, workers)
         params = self.net.collect_params()
         workers.broadcast(params)
         # Ranks start from the same weights, but drop different neurons.
@@ -124,11 +138,14 @@ class Trainer:
         self.gluon_trainer = workers.trainer(
             params, mx.optimizer.NAG(momentum=recipe.momentum, wd=recipe.wd,
                                      learning_rate=self.schedule(0)))
+        self.upcoming = self.loader.epoch(0)
+        epoch = 0
         try:
             for epoch in range(recipe.epochs):
                 self._train_epoch(epoch)
                 self._finish_epoch(epoch)
         except InputError as error:
+            self.bad_records.give_up(epoch)
             # Here, whatever the rank: rank 0 waits for this one, and will not outlive it for long.
             files.discard_unless_trained(self.save_dir)
             raise InputError(str(error), only_here=True) from error
@@ -138,6 +155,7 @@ class Trainer:
             files.discard_unless_trained(self.save_dir)
             raise InputError("another worker stopped: its own line says why") from None
         finally:
+            self.upcoming.close()
             if workers.rank == 0:
                 self.metrics.close()
         return self.best
@@ -153,23 +171,28 @@ class Trainer:
         self.metrics = MetricsLog(self.save_dir / files.METRICS)
 
     def _train_epoch(self, epoch: int) -> None:
-        started, images_done, loss_sum, pending = time.perf_counter(), 0, 0.0, None
+        images_done, loss_sum, pending = 0, 0.0, None
         description = f"epoch {epoch + 1}/{self.recipe.epochs}"
+        clock = self.clock = DataClock()
         with progress_bar(len(self.loader), description, self.workers.rank == 0) as bar:
-            for batch, (images, labels) in enumerate(self.loader.epoch(epoch)):
+            for batch, (images, labels) in enumerate(clock.waiting_for(self.upcoming)):
+                self.bad_records.note(epoch)
                 loss = self._train_step(epoch, batch, images, labels)
                 images_done += int(self.global_batches[batch])
                 if pending is not None:
                     # Read one step late: the device computes this step meanwhile.
-                    loss_sum += self._report_step(*pending, bar, images_done, started)
+                    loss_sum += self._report_step(*pending, bar, images_done)
                 pending = (self.step, loss, len(labels))
-            loss_sum += self._report_step(*pending, bar, images_done, started)
-        seconds = time.perf_counter() - started
+            loss_sum += self._report_step(*pending, bar, images_done)
+        seconds, data_seconds = clock.seconds, clock.data_seconds
+        if epoch + 1 < self.recipe.epochs:
+            # Its first batches are made while this one is validated and saved.
+            self.upcoming = self.loader.epoch(epoch + 1)
         (loss_total,) = self.workers.sum(np.array([loss_sum]))
         if self.workers.rank == 0:
             self.metrics.write(
                 "epoch", epoch=epoch + 1, step=self.step, loss=loss_total / len(self.records),
-                lr=self.schedule(self.step), seconds=seconds,
+                lr=self.schedule(self.step), seconds=seconds, data_seconds=data_seconds,
                 images_per_second=images_done / seconds)
 
     def _train_step(
@@ -201,7 +224,7 @@ class Trainer:
         self.gluon_trainer.step(self.global_batches[batch] / self.workers.size)
         return loss.mean()
 
-    def _report_step(self, step, loss, images, bar, images_done, started) -> float:
+    def _report_step(self, step, loss, images, bar, images_done) -> float:
         """Wait for the loss of `step`, show it, and return its sum over this rank's images."""
         value = float(loss.asscalar())
         if not np.isfinite(value):
@@ -209,11 +232,13 @@ class Trainer:
                 f"the loss of rank {self.workers.rank} is {value} at step {step}: the run "
                 f"diverged; try a lower --lr (it was {self.schedule(step):.4g} in all)"
             )
-        lr, rate = self.schedule(step), images_done / (time.perf_counter() - started)
+        lr, rate = self.schedule(step), images_done / self.clock.seconds
         bar.update()
-        bar.set_postfix_str(f"loss {value:.3f}, lr {lr:.4g}, {rate:.1f} images/s", refresh=False)
+        bar.set_postfix_str(f"loss {value:.3f}, lr {lr:.4g}, {rate:.1f} images/s, "
+                            f"data {self.clock.share:.0%}", refresh=False)
         if self.workers.rank == 0 and step % self.options.log_interval == 0:
-            self.metrics.write("step", step=step, loss=value, lr=lr, images_per_second=rate)
+            self.metrics.write("step", step=step, loss=value, lr=lr, images_per_second=rate,
+                               data_share=self.clock.share)
         return value * images
 
     def _finish_epoch(self, epoch: int) -> None:
@@ -223,6 +248,7 @@ class Trainer:
         # Before validation: a fault in the validation records must not cost the epoch.
         if self.workers.rank == 0 and (last or (epoch + 1) % self.options.save_frequency == 0):
             save_weights(self.net, self.save_dir / files.LAST)
+        self.workers.together(lambda: self.bad_records.share(epoch))
         due = last or (every > 0 and (epoch + 1) % every == 0)
         result = self._validate() if due and self.validation_loader is not None else None
         if self.workers.rank != 0:
@@ -249,4 +275,5 @@ class Trainer:
                 lambda pixels: self.net(self.normalize(pixels)),
                 batches, self.ctx, self.validation_images,
                 reduce=self.workers.sum, batch_size=self.recipe.batch_size,
+                skipped=self.validation_loader.bad_records,
             )
