@@ -15,7 +15,7 @@ import numpy as np
 from gluon_resnest import command_line
 from gluon_resnest.data import contact_page, contact_sheet
 from gluon_resnest.data.decoding import decode
-from gluon_resnest.data.loader import sample_generator
+from gluon_resnest.data.draws import sample_generator
 from gluon_resnest.data.mixup import MIXUP_STREAM, draw_lambdas
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.data.transforms import TrainTransform

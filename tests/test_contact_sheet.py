@@ -19,7 +19,8 @@ from sklearn.datasets import load_sample_images
 from gluon_resnest.data import contact_page, contact_sheet
 from gluon_resnest.data.autoaugment import draw_operations
 from gluon_resnest.data.crops import Box
-from gluon_resnest.data.loader import TrainLoader, sample_generator
+from gluon_resnest.data.draws import sample_generator
+from gluon_resnest.data.loader import TrainLoader
 from gluon_resnest.data.mixup import MIXUP_STREAM, mix_with_reverse
 from gluon_resnest.data.operations import Operation
 from gluon_resnest.data.packing import PackOptions, pack

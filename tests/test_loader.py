@@ -15,7 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from gluon_resnest.data.class_names import check_classes
-from gluon_resnest.data.loader import EvaluationLoader, TrainLoader, sample_generator
+from gluon_resnest.data.draws import sample_generator
+from gluon_resnest.data.loader import EvaluationLoader, TrainLoader
 from gluon_resnest.data.packing import PackOptions, pack
 from gluon_resnest.data.position import Position
 from gluon_resnest.data.records import RecordFile

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Callable, NamedTuple
 
-import numpy as np
-
+from gluon_resnest.data.draws import Source, below
 from gluon_resnest.data.operations import Operation
 
 
@@ -77,12 +76,12 @@ SIGNED = frozenset({"ShearX", "ShearY", "Rotate"})
 
 
 def draw_operations(
-    rng: np.random.Generator,
+    rng: Source,
     policy: tuple[tuple[Step, ...], ...] = IMAGENET_POLICY,
 ) -> tuple[Operation, ...]:
     """Draw a sub-policy and which of its operations are applied, with their magnitudes."""
     drawn = []
-    for step in policy[rng.integers(len(policy))]:
+    for step in policy[below(rng, len(policy))]:
         # Both draws are always made: an operation that is skipped leaves the next one's alone.
         applied, negative = rng.random() < step.probability, rng.random() < 0.5
         if applied:

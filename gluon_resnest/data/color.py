@@ -6,10 +6,13 @@ the fraction off instead: at most one level darker).
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from gluon_resnest.data.draws import Source, below, normal, uniform
 
 # ITU-R BT.601, as MXNet and Pillow weigh the channels.
 LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -57,13 +60,14 @@ _ADJUSTMENTS = {
 }
 
 
-def draw_jitter(rng: np.random.Generator, strength: float) -> tuple[Jitter, ...]:
+_ORDERS = tuple(itertools.permutations(_ADJUSTMENTS))
+
+
+def draw_jitter(rng: Source, strength: float) -> tuple[Jitter, ...]:
     """Draw the three jitters in random order, each factor from 1 - strength to 1 + strength."""
-    kinds = list(_ADJUSTMENTS)
+    order = _ORDERS[below(rng, len(_ORDERS))]
     return tuple(
-        Jitter(kinds[i], rng.uniform(max(0.0, 1 - strength), 1 + strength))
-        for i in rng.permutation(len(kinds))
-    )
+        Jitter(kind, uniform(rng, max(0.0, 1 - strength), 1 + strength)) for kind in order)
 
 
 def apply_jitter(image: np.ndarray, jitters: tuple[Jitter, ...]) -> np.ndarray:
@@ -73,10 +77,9 @@ def apply_jitter(image: np.ndarray, jitters: tuple[Jitter, ...]) -> np.ndarray:
     return image
 
 
-def draw_lighting(rng: np.random.Generator, deviation: float) -> tuple[float, float, float]:
+def draw_lighting(rng: Source, deviation: float) -> tuple[float, float, float]:
     """Draw the weights of the three principal components, each from N(0, deviation**2)."""
-    red, green, blue = rng.normal(0.0, deviation, 3)
-    return float(red), float(green), float(blue)
+    return normal(rng, deviation), normal(rng, deviation), normal(rng, deviation)
 
 
 def apply_lighting(image: np.ndarray, weights: tuple[float, float, float]) -> np.ndarray:

@@ -28,6 +28,7 @@ from gluon_resnest.data.contact_sheet import (
     operation_tiles,
 )
 from gluon_resnest.data.crops import Box, resample
+from gluon_resnest.data.draws import Source
 from gluon_resnest.data.transforms import TrainTransform
 from gluon_resnest.errors import InputError
 
@@ -88,7 +89,7 @@ def fit(tile: Tile, width: int, height: int) -> Tile:
 
 
 def operations_page(
-    image: np.ndarray, transform: TrainTransform, generators: Sequence[np.random.Generator]
+    image: np.ndarray, transform: TrainTransform, generators: Sequence[Source]
 ) -> list[list[Section]]:
     """Rows of sections that show what the transform does to one image.
 

@@ -18,6 +18,7 @@ from gluon_resnest.data.autoaugment import (
 )
 from gluon_resnest.data.color import Jitter, apply_jitter, apply_lighting
 from gluon_resnest.data.crops import Box
+from gluon_resnest.data.draws import Source
 from gluon_resnest.data.operations import Operation, apply_operations
 from gluon_resnest.data.transforms import TrainTransform, TrainView
 
@@ -99,7 +100,7 @@ def color_tiles(image: np.ndarray, transform: TrainTransform) -> Iterator[Tile]:
 
 
 def crops_tile(
-    image: np.ndarray, transform: TrainTransform, generators: Sequence[np.random.Generator]
+    image: np.ndarray, transform: TrainTransform, generators: Sequence[Source]
 ) -> Tile:
     """An image (H, W, 3), uint8, with the crop that each of the generators draws."""
     boxes = tuple(transform.draw(rng, *image.shape[:2]).box for rng in generators)
@@ -118,7 +119,7 @@ def describe(view: TrainView, height: int, width: int) -> tuple[str, ...]:
 
 
 def sample_tile(
-    title: str, image: np.ndarray, transform: TrainTransform, rng: np.random.Generator
+    title: str, image: np.ndarray, transform: TrainTransform, rng: Source
 ) -> Tile:
     """A training sample (size, size, 3) of an image (H, W, 3), both uint8, and what was drawn."""
     view = transform.draw(rng, *image.shape[:2])

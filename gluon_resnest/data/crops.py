@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from gluon_resnest.data.draws import Source, below, uniform
+
 # The paper, Table 2: "Bicubic upsampling strategy is employed for input-size greater than 256."
 LARGEST_BILINEAR_SIZE = 256
 
@@ -61,7 +63,7 @@ def resample(image: np.ndarray, width: int, height: int, *, bicubic: bool) -> np
 
 
 def draw_resized_crop(
-    rng: np.random.Generator,
+    rng: Source,
     height: int,
     width: int,
     area: tuple[float, float] = (0.08, 1.0),
@@ -84,8 +86,8 @@ def draw_resized_crop(
         Smallest and largest width / height.
     """
     for _ in range(CROP_ATTEMPTS):
-        target = rng.uniform(*area) * height * width
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        target = uniform(rng, *area) * height * width
+        aspect = math.exp(uniform(rng, math.log(ratio[0]), math.log(ratio[1])))
         box_width = round(math.sqrt(target * aspect))
         box_height = round(math.sqrt(target / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
@@ -98,7 +100,7 @@ def draw_resized_crop(
 
 
 def draw_covering_crop(
-    rng: np.random.Generator,
+    rng: Source,
     height: int,
     width: int,
     size: int,
@@ -127,10 +129,10 @@ def draw_covering_crop(
     """
     smallest, largest = area[0] * height * width, area[1] * height * width
     for _ in range(CROP_ATTEMPTS):
-        aspect = rng.uniform(*ratio)
+        aspect = uniform(rng, *ratio)
         tallest = min(height, round(math.sqrt(largest / aspect)), math.floor(width / aspect))
         shortest = min(tallest, round(math.sqrt(smallest / aspect)))
-        box_height = round(rng.uniform(shortest, tallest))
+        box_height = round(uniform(rng, shortest, tallest))
         box_width = round(box_height * aspect)
         fits = 0 < box_width <= width and 0 < box_height <= height
         if fits and smallest <= box_width * box_height <= largest:
@@ -141,10 +143,10 @@ def draw_covering_crop(
 
 
 def _place(
-    rng: np.random.Generator, height: int, width: int, box_height: int, box_width: int
+    rng: Source, height: int, width: int, box_height: int, box_width: int
 ) -> Box:
-    left = int(rng.integers(0, width - box_width, endpoint=True))
-    top = int(rng.integers(0, height - box_height, endpoint=True))
+    left = below(rng, width - box_width + 1)
+    top = below(rng, height - box_height + 1)
     return Box(left, top, box_width, box_height)
 
 

@@ -11,6 +11,7 @@ from gluon_resnest import runtime
 from gluon_resnest.data.bad_records import DEFAULT_SHARE, BadRecords
 from gluon_resnest.data.class_names import check_classes
 from gluon_resnest.data.decoding import decode
+from gluon_resnest.data.draws import REPLACEMENT_STREAM, below, sample_generator
 from gluon_resnest.data.prefetch import DEFAULT_PATIENCE, Batch, BatchMemory, PreparedBatches
 from gluon_resnest.data.records import BadRecord, RecordFile
 from gluon_resnest.data.sampling import Leg, Sampling, evaluation_batches, shard_range
@@ -19,10 +20,6 @@ from gluon_resnest.errors import InputError
 
 # Two batches hide the time between a batch's first and last sample; more only cost memory.
 BATCHES_AHEAD = 2
-
-# Keeps a sample's random stream apart from the stream that shuffles the records; MIXUP_STREAM is 3.
-_SAMPLE_STREAM = 2
-_REPLACEMENT_STREAM = 4
 
 _REPLACEMENTS = 100  # looked at before giving up
 
@@ -35,11 +32,6 @@ _LEFT_OUT = -1  # label of an image that evaluation skips
 def default_threads() -> int:
     """This process's share of the host's usable cores, at least 1."""
     return max(1, runtime.usable_cores() // runtime.launched_local_size())
-
-
-def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """Source of the draws that augment one record in one epoch, whoever prepares it."""
-    return np.random.default_rng((seed, epoch, position, _SAMPLE_STREAM))
 
 
 class TrainLoader:
@@ -173,13 +165,13 @@ class TrainLoader:
 
     def _candidates(self, epoch: int, position: int) -> Iterator[int]:
         yield position
-        rng = np.random.default_rng((self.seed, epoch, position, _REPLACEMENT_STREAM))
+        rng = sample_generator(self.seed, epoch, position, REPLACEMENT_STREAM)
         length, world = len(self.records), self.world
         start, stop = 0, length
         if self.sampling.sharding == "fixed":
             start, stop = shard_range(length, self.rank, world)
         for _ in range(_REPLACEMENTS):
-            yield int(rng.integers(start, stop))
+            yield start + below(rng, stop - start)
 
 
 class EvaluationLoader:

@@ -11,6 +11,7 @@ Every operation gives Pillow's pixels; the shears, which interpolate, differ by 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Callable, NamedTuple
 
 import cv2
@@ -21,8 +22,13 @@ from gluon_resnest.data.crops import Box, centred_box
 from gluon_resnest.errors import InputError
 
 _LEVELS = np.arange(256)
+_CHANNELS = np.arange(3)
 # Pillow's kernel SMOOTH. Its sums are never halfway between two levels, so any rounding is right.
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
+# A little less than half a level, so that rounding errors do not count as a level.
+_HALF = -0.5 + 1e-3
+# As many rows as the processor's cache holds in float32.
+_SHEARED_ROWS = 32
 # Within this size a coordinate in 1/65536 of a pixel has no more than 31 bits.
 _LARGEST_FIXED_POINT_SIDE = 8192
 
@@ -54,35 +60,31 @@ def invert_table(_: float = 0) -> np.ndarray:
 
 def blend_table(level: int, factor: float) -> np.ndarray:
     """factor * x + (1 - factor) * level: brightness with level 0, contrast with the mean."""
-    return _blend(_uint8(_LEVELS), np.full((256, 1), level, np.uint8), factor)[:, 0]
+    return _blend(_uint8(_LEVELS)[None], np.full((1, 256), level, np.uint8), factor)[0]
 
 
 def equalize_table(histogram: np.ndarray) -> np.ndarray:
     """The level of equal rank, of counts (256, 3)."""
-    return np.stack([_equalized(counts) for counts in histogram.T], axis=1)
+    below = np.cumsum(histogram, axis=0)
+    _, high = _extremes(histogram)
+    step = (below[-1] - histogram[high, _CHANNELS]) // 255
+    below -= histogram
+    equalized = np.minimum((below + step // 2) // np.maximum(step, 1), 255)
+    return _uint8(np.where(step == 0, _LEVELS[:, None], equalized))
 
 
 def autocontrast_table(histogram: np.ndarray) -> np.ndarray:
     """The levels that occur stretched to 0 to 255, of counts (256, 3)."""
-    return np.stack([_stretched(counts) for counts in histogram.T], axis=1)
+    low, high = _extremes(histogram)
+    scale = 255.0 / np.maximum(high - low, 1)
+    stretched = np.clip((_LEVELS[:, None] * scale + -low * scale).astype(np.int64), 0, 255)
+    return _uint8(np.where(low == high, _LEVELS[:, None], stretched))
 
 
-def _equalized(counts: np.ndarray) -> np.ndarray:
-    present = np.flatnonzero(counts)
-    step = int(counts.sum() - counts[present[-1]]) // 255
-    if step == 0:
-        return _uint8(_LEVELS)
-    below = np.cumsum(counts) - counts
-    return _uint8(np.minimum((below + step // 2) // step, 255))
-
-
-def _stretched(counts: np.ndarray) -> np.ndarray:
-    present = np.flatnonzero(counts)
-    low, high = int(present[0]), int(present[-1])
-    if low == high:
-        return _uint8(_LEVELS)
-    scale = 255.0 / (high - low)
-    return _uint8(np.clip((_LEVELS * scale + -low * scale).astype(np.int64), 0, 255))
+def _extremes(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest level that occurs, each (3,)."""
+    occurs = histogram > 0
+    return occurs.argmax(axis=0), 255 - occurs[::-1].argmax(axis=0)
 
 
 def histogram_of(image: np.ndarray) -> np.ndarray:
@@ -141,10 +143,25 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _blend(image: np.ndarray, other: np.ndarray, factor: float) -> np.ndarray:
     """other + factor * (image - other), cut to a whole level, as Pillow computes it in float32."""
+    if _in_one_pass(factor):
+        # Cut to a whole level is rounded half a level lower.
+        return cv2.addWeighted(image, factor, other, 1 - factor, _HALF)
+    return _blend_exactly(image, other, factor)
+
+
+def _blend_exactly(image: np.ndarray, other: np.ndarray, factor: float) -> np.ndarray:
     blend = cv2.subtract(image, other, dtype=cv2.CV_32F)
     blend *= np.float32(factor)
     blend += other
-    return np.clip(blend, 0, 255, out=blend).astype(np.uint8)
+    return _uint8(np.clip(blend, 0, 255, out=blend))
+
+
+@lru_cache(maxsize=64)
+def _in_one_pass(factor: float) -> bool:
+    """Whether OpenCV's weighted sum gives Pillow's level for every pair of levels."""
+    image, other = np.mgrid[:256, :256].astype(np.uint8)
+    fast = cv2.addWeighted(image, factor, other, 1 - factor, _HALF)
+    return np.array_equal(fast, _blend_exactly(image, other, factor))
 
 
 def rotate(image: np.ndarray, degrees: float, box: Box) -> np.ndarray:
@@ -190,27 +207,38 @@ def shear_x(image: np.ndarray, shear: float, box: Box) -> np.ndarray:
     Outside of the image there is black. A row moves as a whole, so that its pixels share four
     weights.
     """
-    width = image.shape[1]
-    rows = np.arange(box.top, box.top + box.height, dtype=np.uint32)[:, None]
+    result = np.empty((box.height, box.width, 3), dtype=np.uint8)
+    for start in range(0, box.height, _SHEARED_ROWS):
+        band = result[start : start + _SHEARED_ROWS]
+        _shear_rows(image, shear, box.left, box.top + start, band)
+    return result
+
+
+def _shear_rows(image: np.ndarray, shear: float, left: int, top: int, result: np.ndarray) -> None:
+    """Write a band of a sheared image, which begins at `left` and `top`, to `result`."""
+    height, width = result.shape[:2]
+    rows = np.arange(top, top + height, dtype=np.uint32)[:, None]
     offset = shear * (rows + 0.5)
     whole = np.floor(offset)
-    # From one pixel left of the box to two right of it.
-    columns = np.arange(box.left - 1, box.left + box.width + 2)
+    # From one pixel left of the band to two right of it.
+    columns = np.arange(left - 1, left + width + 2)
     places = (whole.astype(np.int32) + columns.astype(np.int32)).view(np.uint32)
     places &= 0xFFFF
     places |= rows << 16
-    pixels = _take(image, places, cv2.BORDER_REPLICATE).astype(np.int16)
-    before, at, behind, last = (pixels[:, i : i + box.width] for i in range(4))
-    d = (offset - whole)[..., None]
-    # In float64 as Pillow has it: the result is cut to a whole level, not rounded.
+    pixels = _take(image, places, cv2.BORDER_REPLICATE).astype(np.float32)
+    before, at, behind, last = (pixels[:, i : i + width] for i in range(4))
+    d = (offset - whole).astype(np.float32)[..., None]
+    # Horner's way, as Pillow has it: where neighbours are equal, their level comes out exactly,
+    # which counts because the result is cut to a whole level, not rounded.
     cubic = d * (at - before + last - behind)
     for term in (2 * (before - at) + behind - last, behind - before):
         cubic += term
         cubic *= d
     cubic += at
     position = columns[1:-2] + 0.5 + offset
-    cubic[(position < 0) | (position >= width)] = 0
-    return np.clip(cubic, 0, 255, out=cubic).astype(np.uint8)
+    cubic[(position < 0) | (position >= image.shape[1])] = 0
+    np.clip(cubic, 0, 255, out=cubic)
+    result[:] = cubic.astype(np.uint8)
 
 
 def shear_y(image: np.ndarray, shear: float, box: Box) -> np.ndarray:

@@ -29,6 +29,7 @@ from gluon_resnest.data.crops import (
     draw_resized_crop,
     resample,
 )
+from gluon_resnest.data.draws import Source
 from gluon_resnest.data.operations import Operation, apply_operations
 from gluon_resnest.errors import InputError
 
@@ -106,7 +107,7 @@ class TrainTransform:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise InputError(f"crop ratio {self.ratio} must be two positive numbers in order")
 
-    def draw(self, rng: np.random.Generator, height: int, width: int) -> TrainView:
+    def draw(self, rng: Source, height: int, width: int) -> TrainView:
         """Draw a view of an image of this size; the pixels are not needed."""
         operations = draw_operations(rng) if self.auto_augment else ()
         if self.size >= SMALLEST_COVERING_CROP:
@@ -141,7 +142,7 @@ class TrainTransform:
         image = apply_jitter(image, view.jitters)
         return image if view.lighting is None else apply_lighting(image, view.lighting)
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, image: np.ndarray, rng: Source) -> np.ndarray:
         """Draw a view and make its pixels."""
         return self.apply(image, self.draw(rng, *image.shape[:2]))
 
