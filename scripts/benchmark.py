@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Measure what the networks cost: arithmetic and memory, or time beside peers."""
+"""Measure what networks cost, arithmetic and memory, and what they and the input pipeline take."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from types import ModuleType
 from typing import Any
 
 from gluon_resnest import command_line
-from gluon_resnest.benchmark import network, tables
+from gluon_resnest.benchmark import network, pipeline, tables
 from gluon_resnest.benchmark.contest import ContestError
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import check_input_size, find_variant, list_models
@@ -22,6 +23,7 @@ EXAMPLES = """
   python scripts/benchmark.py cost --model resnest14 --layers
   python scripts/benchmark.py cost --markdown     (the table of docs/models.md)
   python scripts/benchmark.py network --model resnest50 --peer gluoncv timm
+  python scripts/benchmark.py data --augmentation recipe
 """
 
 # Title of a column, key of `cost_row`, format of its values.
@@ -82,11 +84,20 @@ def print_costs(args: argparse.Namespace) -> None:
         print(table(rows, args.markdown))
 
 
-def print_times(args: argparse.Namespace) -> None:
-    try:
-        network.measure(args)
-    except ContestError as error:
-        sys.exit(f"error: {error}")
+def add_contest(tools: Any, name: str, summary: str, contest: ModuleType) -> None:
+    """A subcommand that times contestants in processes of their own, which may die."""
+
+    def measure(args: argparse.Namespace) -> None:
+        try:
+            contest.measure(args)
+        except ContestError as error:
+            sys.exit(f"error: {error}")
+
+    tool = tools.add_parser(name, help=summary, description=contest.DESCRIPTION,
+                            epilog=f"examples:{contest.EXAMPLES}{contest.READING}".rstrip(),
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    tool.set_defaults(measure=measure)
+    contest.add_flags(tool)
 
 
 def main() -> None:
@@ -103,12 +114,8 @@ def main() -> None:
     form.add_argument("--json", action="store_true", help="print JSON instead")
     form.add_argument("--markdown", action="store_true",
                       help="print the table in Markdown, as docs/models.md has it")
-    time = tools.add_parser("network", help="time of forward and training step, beside peers",
-                            description=network.DESCRIPTION,
-                            epilog=f"examples:{network.EXAMPLES}{network.READING}".rstrip(),
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    time.set_defaults(measure=print_times)
-    network.add_flags(time)
+    add_contest(tools, "network", "time of forward and training step, beside peers", network)
+    add_contest(tools, "data", "time of the input pipeline, beside peers", pipeline)
     args = parser.parse_args()
     args.measure(args)
 

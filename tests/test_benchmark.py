@@ -353,6 +353,18 @@ def test_environment_is_made_once_and_anew_when_its_pins_change(tiny, tmp_path, 
     assert not (python.parents[1] / "half-made").exists()
 
 
+def test_what_is_made_is_known_without_making_it(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(environments.ENVIRONMENTS, "tiny", tiny)
+    assert not environments.is_made("tiny")
+    environments.python("tiny")
+    assert environments.is_made("tiny")
+    monkeypatch.setitem(environments.ENVIRONMENTS, "tiny", replace(tiny, unmanaged=()))
+    assert not environments.is_made("tiny")
+    monkeypatch.setitem(environments.ENVIRONMENTS, "tiny", replace(tiny, pythons=((3, 8), (3, 8))))
+    assert not environments.fits("tiny")
+
+
 def test_environment_is_made_by_one_process_at_a_time(tiny, tmp_path, capfd):
     with ThreadPoolExecutor(2) as both:
         pythons = list(both.map(lambda name: made(tiny, name, tmp_path / "peers"), ["tiny"] * 2))

@@ -1,1 +1,1 @@
-"""Time of networks beside their peers, each in a process of its own, in turns."""
+"""Time of networks and input pipelines beside their peers, in processes of their own, in turns."""

@@ -74,7 +74,18 @@ class Limits:
 
 @dataclass
 class Record:
-    """What a contestant did: for each round when its turn began (s) and each call's seconds."""
+    """What a contestant did, for each round.
+
+    Attributes
+    ----------
+    started, turns
+        When its turn began (s), and the seconds of each call.
+    cpu_seconds, idle_cpu_seconds
+        CPU time of its process and of all that it started: in the turn, and since the turn before
+        (the warm-up), while others were timed.
+    counts
+        What each call handled, such as images; empty turns where the program does not tell.
+    """
 
     contestant: Contestant
     facts: dict[str, Any]
@@ -82,6 +93,9 @@ class Record:
     peak_mb: float = 0.0
     started: list[float] = field(default_factory=list)
     turns: list[list[float]] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    idle_cpu_seconds: list[float] = field(default_factory=list)
+    counts: list[list[int]] = field(default_factory=list)
 
 
 def contest(
@@ -121,6 +135,9 @@ def contest(
                 answer = process.ask("turn", limit)
                 record.started.append(answer["started"])
                 record.turns.append(answer["seconds"])
+                record.cpu_seconds.append(answer["cpu_seconds"])
+                record.idle_cpu_seconds.append(answer["idle_cpu_seconds"])
+                record.counts.append(answer["counts"])
                 bar.update()
         for process, record in zip(processes, records):
             record.peak_mb = process.ask("finish", limits.turn)["peak_mb"]
@@ -165,11 +182,12 @@ class _Process:
         self._hanging = False
         self._errors = tempfile.TemporaryFile()
         # In a session of its own: a Ctrl-C in the terminal is for the driver, which then ends it
-        # together with whatever it has started itself.
+        # together with whatever it has started itself. Killed, it leaves what its libraries keep
+        # in the folder for temporary files.
         self._process = subprocess.Popen(
             [str(contestant.python), str(PROGRAMS / "serve.py"), str(contestant.program)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-            env=contestant.environment, start_new_session=True)
+            env={**contestant.environment, "TMPDIR": scratch}, start_new_session=True)
 
     def ask(self, request: str, limit: float) -> dict[str, Any]:
         """The answer to a request, which must come within `limit` seconds."""

@@ -63,15 +63,15 @@ ENVIRONMENTS = {
         pythons=((3, 8), (3, 12)),
     ),
     # PyTorch's common wheel brings gigabytes of CUDA along; pip takes a CPU build instead where
-    # PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL offers one. torchvision may be of another build: timm
-    # needs its Python alone.
+    # PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL offers one. torchvision may be of another build: its
+    # Python is all that is needed.
     "torch": Environment(
-        serves="timm on PyTorch and ONNX Runtime",
+        serves="timm and torchvision on PyTorch, and ONNX Runtime",
         requirements=("torch==2.13.0", "numpy==2.4.6", "Pillow==13.0.0", "PyYAML==6.0.3",
                       "huggingface_hub==2.4.0", "safetensors==0.8.0", "onnx==1.23.2",
                       "onnxscript==0.7.2", "onnxruntime==1.32.0"),
         unmanaged=("torchvision==0.28.0", "timm==1.0.31"),
-        check="import run_onnxruntime, run_timm, onnxscript",
+        check="import run_onnxruntime, run_timm, run_torchvision, onnxscript",
         pythons=((3, 11), (3, 14)),
     ),
 }
@@ -88,6 +88,19 @@ def python(name: str) -> Path:
     return made(ENVIRONMENTS[name], name, runtime.cache_folder() / "peers")
 
 
+def is_made(name: str) -> bool:
+    """Whether :func:`python` finds the environment there; it could change in the meantime."""
+    folder = _folder(name, runtime.cache_folder() / "peers")
+    return (fits(name) and _stamp_of(folder) == _stamp(ENVIRONMENTS[name])
+            and (folder / "bin/python").exists())
+
+
+def fits(name: str) -> bool:
+    """Whether this version of Python can hold the environment."""
+    oldest, too_new = ENVIRONMENTS[name].pythons
+    return oldest <= sys.version_info[:2] < too_new
+
+
 def made(environment: Environment, name: str, root: Path) -> Path:
     """The Python of `environment`, in a folder of its own in `root`."""
     version = sys.version_info[:2]
@@ -97,12 +110,16 @@ def made(environment: Environment, name: str, root: Path) -> Path:
             f"{environment.serves} needs Python {_dotted(oldest)} or later and below "
             f"{_dotted(too_new)}, this is {_dotted(version)}: leave that peer out, or make .venv "
             "with another Python")
-    folder = root / f"{name}-{_dotted(version)}"
+    folder = _folder(name, root)
     interpreter = folder / "bin/python"
     with _alone(folder):
         if _stamp_of(folder) != _stamp(environment) or not interpreter.exists():
             _make(environment, folder, interpreter)
     return interpreter
+
+
+def _folder(name: str, root: Path) -> Path:
+    return root / f"{name}-{_dotted(sys.version_info[:2])}"
 
 
 def _stamp(environment: Environment) -> dict[str, object]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from gluon_resnest import command_line, runtime
 from gluon_resnest.benchmark.contest import Contestant, contest, profiles
+from gluon_resnest.benchmark.machine import machine
 from gluon_resnest.benchmark.peers import (
     FORMS,
     LIBRARIES,
@@ -108,10 +106,10 @@ def measure(args: argparse.Namespace) -> None:
     """
     # All of them before the first is timed: a wrong name shows now, and environments get made.
     planned = [(case, *_contestants(case, args)) for case in _cases(args)]
-    machine = _machine()
+    where = machine()
     cases = []
     if not args.json:
-        print(f"{machine['cpu']}, {machine['cores']} cores")
+        print(f"{where['cpu']}, {where['cores']} cores")
     for case, contestants, ours in planned:
         heading = (f"{case.model}, {case.mode}, batch {case.batch_size}, {case.input_size} px, "
                    f"{case.threads} thread{'s' if case.threads > 1 else ''}")
@@ -129,7 +127,7 @@ def measure(args: argparse.Namespace) -> None:
             print(f"\n{heading}\n\n{text}" if args.markdown else f"\n{heading}\n{text}",
                   flush=True)
     if args.json:
-        print(json.dumps({"machine": machine, "cases": cases}, indent=2))
+        print(json.dumps({"machine": where, "cases": cases}, indent=2))
 
 
 def _cases(args: argparse.Namespace) -> list[Case]:
@@ -161,17 +159,6 @@ def _contestants(case: Case, args: argparse.Namespace) -> tuple[list[Contestant]
     if twice:
         raise InputError(f"{twice} takes part twice: name each peer once")
     return everyone, [contestant.label for contestant in ours]
-
-
-def _machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    named = re.search(r"^model name\s*: *(.*)$", text, re.MULTILINE)
-    return {"cpu": named.group(1) if named else cpu, "cores": runtime.usable_cores(),
-            "system": platform.platform()}
 
 
 def _contest_text(lines: Sequence[Result], ours: Sequence[str], markdown: bool) -> str:

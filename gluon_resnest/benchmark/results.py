@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any
 
-from gluon_resnest.benchmark.contest import Profile, Record
+from gluon_resnest.benchmark.contest import ContestError, Profile, Record
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,92 @@ def spread(times: Sequence[float]) -> float:
         return 0.0
     lower, _, upper = quantiles(times, n=4, method="inclusive")
     return (upper - lower) / 2 / median(times)
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """One input pipeline's line.
+
+    Attributes
+    ----------
+    images_per_second, cpu_ms
+        Medians over the rounds: images, and CPU time an image of the process and its workers.
+    spread
+        Half the distance between the quartiles of the rounds' times, as a share.
+    time_ratio, cpu_ratio
+        Time and CPU time of an epoch over those of our pipeline: 2 is half as fast as ours.
+    decode_share
+        Images a second over those that our decoder alone reaches, the median of the rounds.
+    idle_share
+        CPU time between its turns over that in them: near 0, or it works at others' expense.
+    """
+
+    record: Record
+    images_per_second: float
+    cpu_ms: float
+    spread: float
+    time_ratio: Ratio
+    cpu_ratio: Ratio
+    decode_share: float
+    idle_share: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold, the seconds of each turn included."""
+        record, task = self.record, self.record.contestant.task
+        return {
+            "contestant": record.contestant.label,
+            "peer": task["peer"],
+            "images_per_second": self.images_per_second,
+            "cpu_ms": self.cpu_ms,
+            "spread": self.spread,
+            "time_ratio": asdict(self.time_ratio),
+            "cpu_ratio": asdict(self.cpu_ratio),
+            "decode_share": self.decode_share,
+            "idle_share": self.idle_share,
+            "peak_mb": record.peak_mb,
+            **record.facts,
+            "started": record.started,
+            "seconds": [sum(turn) for turn in record.turns],
+            "cpu_seconds": record.cpu_seconds,
+        }
+
+
+def pipeline_results(
+    records: Sequence[Record], images: int, ours: str, decoder: str
+) -> list[PipelineResult]:
+    """A line for each of `records`, whose turns are one epoch of so many images each.
+
+    Parameters
+    ----------
+    records
+        Of one contest.
+    images
+        In an epoch.
+    ours, decoder
+        Labels of our pipeline and of our decoder alone.
+
+    Raises
+    ------
+    ContestError
+        If a pipeline gave more or fewer images.
+    """
+    for record in records:
+        for number, counts in enumerate(record.counts, start=1):
+            if list(counts) != [images]:
+                given = ", ".join(f"{count:,}" for count in counts) or "an unknown number of"
+                raise ContestError(f"{record.contestant.label} gave {given} images in round "
+                                   f"{number}, where the records hold {images:,}")
+    times = {record.contestant.label: [sum(turn) for turn in record.turns] for record in records}
+    cpu = {record.contestant.label: record.cpu_seconds for record in records}
+    lines = []
+    for record in records:
+        label = record.contestant.label
+        lines.append(PipelineResult(
+            record, images / median(times[label]), median(cpu[label]) / images * 1e3,
+            spread(times[label]), ratio(times[label], times[ours]), ratio(cpu[label], cpu[ours]),
+            ratio(times[decoder], times[label]).median,
+            sum(record.idle_cpu_seconds) / sum(cpu[label])))
+    return lines
 
 
 def operator_rows(profiles: Sequence[Profile]) -> list[dict[str, Any]]:

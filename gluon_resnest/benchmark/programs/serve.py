@@ -3,9 +3,13 @@
 A line of JSON each way; the driver is gluon_resnest/benchmark/contest.py.
 
     {"do": "prepare", "task": {...}}  -> {"facts", "calls", "call_seconds", "baseline_mb"}
-    {"do": "turn"}                    -> {"started", "seconds": [one a call]}
+    {"do": "turn"}                    -> {"started", "seconds": [one a call], "counts": [...],
+                                          "cpu_seconds", "idle_cpu_seconds"}
     {"do": "profile"}                 -> {"calls", "operators": [{"operator", "ms", "count"}]}
     {"do": "finish"}                  -> {"peak_mb"}
+
+"cpu_seconds" is this process's and its descendants' CPU time in the turn, "idle_cpu_seconds" what
+they took since the turn before: near 0, or the contestant works while others are timed.
 
 PROGRAM.py defines `prepare(task) -> Prepared`. What it cannot do by the user's choice it answers
 with {"refused": why}; any other exception ends the process with a traceback on stderr, and the
@@ -24,8 +28,8 @@ import time
 from typing import Any, BinaryIO
 
 from contestant import Prepared, Refused
+from cpu_time import cpu_seconds
 
-_WARM_UP_CALLS = 3  # the first builds the graph, the second plans its memory
 _TURN_SECONDS = 0.3  # at least, so that the clock and the wake-up of threads count little
 _MOST_CALLS = 50  # in a turn
 _PROFILE_CALLS = (3, 20)  # at least, at most
@@ -38,21 +42,29 @@ class Server:
         self._program = program
         self._contestant: Prepared
         self._calls = 1
+        self._rests_since = 0.0  # CPU time of the end of the last call
 
     def prepare(self, task: dict[str, Any]) -> dict[str, Any]:
         prepare = runpy.run_path(self._program)["prepare"]  # imports the library
         baseline = peak_memory()
         self._contestant = prepare(task)
-        for _ in range(_WARM_UP_CALLS):
-            seconds = self._time_call()
-        self._calls = min(_MOST_CALLS, math.ceil(_TURN_SECONDS / seconds))
+        for _ in range(self._contestant.warm_up_calls):
+            seconds, _ = self._time_call()
+        self._rests_since = cpu_seconds()
+        self._calls = self._contestant.calls or min(_MOST_CALLS,
+                                                    math.ceil(_TURN_SECONDS / seconds))
         return {"facts": self._contestant.facts, "calls": self._calls, "call_seconds": seconds,
                 "baseline_mb": baseline}
 
     def turn(self) -> dict[str, Any]:
         # The clock of the whole machine, so that turns of several processes can be put in order.
-        started = time.monotonic()
-        return {"started": started, "seconds": [self._time_call() for _ in range(self._calls)]}
+        begin, started = cpu_seconds(), time.monotonic()
+        idle = begin - self._rests_since
+        seconds, counts = zip(*(self._time_call() for _ in range(self._calls)))
+        self._rests_since = cpu_seconds()
+        return {"started": started, "seconds": seconds,
+                "counts": counts if self._contestant.counts else [],
+                "cpu_seconds": self._rests_since - begin, "idle_cpu_seconds": idle}
 
     def profile(self) -> dict[str, Any]:
         if self._contestant.profile is None:
@@ -64,10 +76,11 @@ class Server:
     def finish(self) -> dict[str, Any]:
         return {"peak_mb": peak_memory()}
 
-    def _time_call(self) -> float:
+    def _time_call(self) -> tuple[float, Any]:
+        """Seconds of a call, and what it returned where that is a count."""
         start = time.perf_counter()
-        self._contestant.call()
-        return time.perf_counter() - start
+        result = self._contestant.call()
+        return time.perf_counter() - start, result if self._contestant.counts else None
 
 
 def peak_memory() -> float:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from contestant import Refused
+from torchvision_python import imported
 
-
-def _import_timm():
-    """timm; torchvision, which it imports, may lack the operators of its compiled part."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("timm")
-
-
-timm = _import_timm()
+timm = imported("timm")
 
 
 def network(name: str) -> torch.nn.Module:
