@@ -127,10 +127,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                                      "(recipe: paper)")
     command_line.add_switch(regularization, "mixup", "mixup",
                             "mix each batch with its reverse (recipe: so; --no-mixup)")
-    regularization.add_argument("--mixup-alpha", type=float, metavar="A",
-                                help="lambda is drawn from Beta(A, A) (recipe: 0.2)")
-    regularization.add_argument("--mixup-lambda", choices=["sample", "batch"],
-                                help="one lambda a sample, or one a batch (recipe: sample)")
+    command_line.add_mixup_flags(regularization)
     regularization.add_argument("--mixup-off-epoch", type=int, metavar="N",
                                 help="no mixup in the last N epochs (recipe: 0)")
     regularization.add_argument("--final-drop", type=float, metavar="P",
@@ -138,13 +135,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     regularization.add_argument("--dropblock-prob", type=float, metavar="P",
                                 help="share that DropBlock drops in the last two stages at the "
                                      "end, rising from 0 (recipe: 0.1, but 0 for resnest14)")
-    command_line.add_switch(regularization, "auto-aug", "auto_aug",
-                            "AutoAugment's ImageNet policy (recipe: so; --no-auto-aug)",
-                            aliases=("--auto_aug",))
-    regularization.add_argument("--color-jitter", type=float, metavar="S",
-                                help="brightness, contrast and saturation (recipe: 0.4)")
-    regularization.add_argument("--lighting", type=float, metavar="S",
-                                help="standard deviation of the PCA lighting (recipe: 0.1)")
+    command_line.add_augmentation_flags(regularization)
 
     dry = parser.add_argument_group("plan")
     dry.add_argument("--dry-run", action="store_true",

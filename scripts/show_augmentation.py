@@ -61,19 +61,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     recipe.add_argument("--input-size", type=command_line.positive, dest="train_size",
                         metavar="PX", help="training crop (default: the recipe's)")
     recipe.add_argument("--seed", type=int, metavar="N", help="of everything random (recipe: 0)")
-    command_line.add_switch(recipe, "auto-aug", "auto_aug",
-                            "AutoAugment's ImageNet policy (recipe: so; --no-auto-aug)",
-                            aliases=("--auto_aug",))
-    recipe.add_argument("--color-jitter", type=float, metavar="S",
-                        help="brightness, contrast and saturation (recipe: 0.4)")
-    recipe.add_argument("--lighting", type=float, metavar="S",
-                        help="standard deviation of the PCA lighting (recipe: 0.1)")
+    command_line.add_augmentation_flags(recipe)
     command_line.add_switch(recipe, "mixup", "mixup",
                             "show the samples mixed too, as if they were a batch (default: not)")
-    recipe.add_argument("--mixup-alpha", type=float, metavar="A",
-                        help="lambda is drawn from Beta(A, A) (recipe: 0.2)")
-    recipe.add_argument("--mixup-lambda", choices=["sample", "batch"],
-                        help="one lambda a sample, or one a batch (recipe: sample)")
+    command_line.add_mixup_flags(recipe)
     return parser.parse_args(arguments)
 
 
