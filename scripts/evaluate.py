@@ -53,7 +53,7 @@ def main() -> None:
     figures = {"model": classifier.name, "input_size": classifier.input_size,
                "classes": classifier.classes, **result.as_dict(),
                "images_per_second": result.images / seconds}
-    for fault in loader.bad_records.values():
+    for _, fault in sorted(loader.bad_records.items()):
         print(f"left out: {fault}", file=sys.stderr)
     if args.json:
         print(json.dumps(figures, indent=2))

@@ -135,7 +135,7 @@ class TestMissingIndex:
         monkeypatch.setenv("HOROVOD_SIZE", "2")
         overwrite(path, self.original(path)[0][1], bytes(4))
         with RecordFile(path) as records:
-            assert [tuple(records.read(i)) for i in range(8)] == list(ITEMS[1:])
+            assert [tuple(records.read(i)) for i in range(1, 9)] == list(ITEMS[1:])
         assert not path.with_suffix(".idx").exists()
         assert capfd.readouterr().err == ""
 
@@ -144,46 +144,71 @@ class TestMissingIndex:
             RecordFile(path, path.with_name("mine.idx"))
         assert not path.with_name("mine.idx").exists()
 
-    @pytest.mark.parametrize(("position", "at", "value", "lost"), [
-        (0, 0, b"\0", 0),                                  # magic of the first record
-        (3, 0, b"\x0b", 3),                                # magic
-        (3, 4, struct.pack("<I", 0x1FFFFFFF), 3),          # length beyond the file
-        (3, 4, struct.pack("<I", 8), 3),                   # length below a header's
-        (2, 4, struct.pack("<I", 5000), 2),                # length into another record
-        (3, 4, struct.pack("<I", 6 << 29 | 300), 3),       # a kind that there is not
-        (6, 0, b"\x0b", 6),                                # the first of three parts
-        (6, 76, b"\x0b", 6),                               # the second of three parts
-        (3, 16, b"\xff" * 8, 3),                           # id
-        (8, 0, b"\x0b", 8),                                # magic of the last record
+    @pytest.mark.parametrize(("position", "at", "value"), [
+        (0, 0, b"\0"),                                  # magic of the first record
+        (3, 0, b"\x0b"),                                # magic
+        (3, 4, struct.pack("<I", 0x1FFFFFFF)),          # length beyond the file
+        (2, 4, struct.pack("<I", 5000)),                # length into another record: who knows?
+        (6, 0, b"\x0b"),                                # the first of three parts
+        (6, 76, b"\x0b"),                               # the second of three parts
+        (8, 0, b"\x0b"),                                # magic of the last record
     ])
-    def test_goes_on_behind_a_damaged_place(
-        self, path: Path, capfd, position: int, at: int, value: bytes, lost: int
+    def test_a_damaged_record_stays_listed(
+        self, path: Path, capfd, position: int, at: int, value: bytes
     ) -> None:
-        original = self.original(path)
-        start, end = (*(offset for _, offset in original), path.stat().st_size)[lost : lost + 2]
-        overwrite(path, original[position][1] + at, value)
+        """By the key in its header, so that nobody takes the file for a smaller one."""
+        overwrite(path, self.original(path)[position][1] + at, value)
+        is_whole = at != 4
         with RecordFile(path) as records:
-            rest = [item for number, item in enumerate(ITEMS) if number != lost]
-            assert [tuple(records.read(i)) for i in range(8)] == rest
-            assert len(records) == 8
-        written = path.with_suffix(".idx").read_text()
-        assert written == "".join(f"{key}\t{offset}\n" for key, offset in original
-                                  if offset != start)
-        said = capfd.readouterr().err.splitlines()
-        assert len(said) == 2
-        assert said[0].startswith(f"warning: {end - start:,} bytes at offset {start:,} of {path} ")
+            assert (records.gaps == []) == is_whole
+            for number, item in enumerate(ITEMS):
+                if number == position:
+                    with pytest.raises(BadRecord) as caught:
+                        records.read(number)
+                    assert caught.value.key == item[0]
+                else:
+                    assert tuple(records.read(number)) == item
+        if is_whole:
+            written = path.with_suffix(".idx").read_bytes()
+            assert written == path.with_name("mxnet").read_bytes()
+        assert path.with_suffix(".idx").exists() == is_whole
+        assert capfd.readouterr().err.count("\n") == 1
 
-    def test_two_damaged_places_and_a_cut_end(self, path: Path, capfd) -> None:
+    @pytest.mark.parametrize("value", [8, 6 << 29 | 300])  # a length, and a kind that there is not
+    def test_a_place_without_a_header_is_a_gap(self, path: Path, capfd, value: int) -> None:
+        """An index without it would pass as that of a whole file: so none is written."""
+        original = self.original(path)
+        start, end = original[3][1], original[4][1]
+        overwrite(path, start + 4, struct.pack("<I", value))
+        for _ in range(2):
+            with RecordFile(path) as records:
+                assert records.gaps == [(start, end - start)]
+                rest = [item for number, item in enumerate(ITEMS) if number != 3]
+                assert [tuple(records.read(i)) for i in range(8)] == rest
+                assert len(records) == 8
+            assert not path.with_suffix(".idx").exists()
+            said = capfd.readouterr().err
+            assert said.count("\n") == 1
+            assert f"warning: {end - start:,} bytes at offset {start:,} may hold records" in said
+
+    def test_an_id_beyond_all_keys(self, path: Path) -> None:
+        """The record can be read; its key is the largest that an index holds."""
+        overwrite(path, self.original(path)[3][1] + 16, b"\xff" * 8)
+        for _ in range(2):
+            with RecordFile(path) as records:
+                assert tuple(records.read(3)) == (10**18 - 1, *ITEMS[3][1:])
+                assert len(records) == 9
+
+    def test_two_damaged_places_and_a_cut_end(self, path: Path) -> None:
         original = self.original(path)
         for position in (1, 2, 5):
             overwrite(path, original[position][1], bytes(4))
-        path.write_bytes(path.read_bytes()[:-5])
+        path.write_bytes(path.read_bytes()[:-3])
         with RecordFile(path) as records:
-            assert [records.key(i) for i in range(len(records))] == [1, 10, 13, 40, 41]
-        offsets = [offset for _, offset in original]
-        assert (f"{offsets[3] - offsets[1]:,} bytes at offset {offsets[1]:,} and "
-                f"{offsets[6] - offsets[5]:,} bytes at offset {offsets[5]:,} and "
-                f"31 bytes at offset {offsets[8]:,} of") in capfd.readouterr().err
+            assert [records.key(i) for i in range(len(records))] == [key for key, _ in original]
+            for position in (1, 2, 5, 8):
+                with pytest.raises(BadRecord):
+                    records.read(position)
 
     def test_finds_a_record_over_the_seam_of_two_chunks(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,7 +218,7 @@ class TestMissingIndex:
             monkeypatch.setattr(index_module, "_CHUNK", chunk)
             path.with_suffix(".idx").unlink(missing_ok=True)
             with RecordFile(path) as records:
-                assert [tuple(records.read(i)) for i in range(8)] == list(ITEMS[1:])
+                assert [tuple(records.read(i)) for i in range(1, 9)] == list(ITEMS[1:])
 
     def test_several_processes_at_once(self, path: Path) -> None:
         program = ("import sys; from gluon_resnest.data.records import RecordFile\n"

@@ -114,7 +114,7 @@ class TestFaults:
                                               r"0\.3 s at position 3"):
             next(batches)
         # A look each second, then some seconds of grace for the thread.
-        assert time.monotonic() - started < 1 + prefetch._ENDING + 5
+        assert time.monotonic() - started < 3 + prefetch._ENDING + 5
         answer.set()
         wait_until(lambda: not any(t.name.startswith("batch-") for t in threading.enumerate()))
 

@@ -126,6 +126,24 @@ class TestDecoding:
             with pytest.raises(InputError, match="extraneous bytes"):
                 decode(padded)
 
+    @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+    def test_harmless_bytes_hide_no_cut(self, share: float) -> None:
+        """Strays between the scans of a progressive JPEG: the first that a decoder warns of."""
+        content = encode(self.photo, "JPEG", quality=90, progressive=True)
+        scan = content.index(b"\xff\xda", content.index(b"\xff\xda") + 2)
+        strays = content[:scan] + b"\x55" * 5 + content[scan:]
+        assert np.array_equal(decode(strays), decode(content))
+        with pytest.raises(InputError, match="damaged JPEG"):
+            decode(strays[: int(share * len(strays))])
+
+    def test_odd_headers_are_no_damage(self) -> None:
+        content = encode(self.photo, "JPEG", quality=90)
+        version = content.index(b"JFIF\0") + 5
+        tables = content.index(b"\xff\xdb")
+        for odd in (content[:version] + b"\x02\x01" + content[version + 2 :],
+                    content[:tables] + b"\x55" * 5 + content[tables:]):
+            assert difference(decode(odd), decode(content)).max() == 0
+
     @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF"])
     def test_other_kinds_that_were_cut_are_refused(self, kind: str) -> None:
         content = encode(self.photo, kind)

@@ -39,7 +39,10 @@ class BadRecords:
         self._known: set[int] = set()
         self._lock = threading.Lock()
         for position in records.unreachable.tolist():
-            self.add(records.bad(position, "lies beyond the end of the file"), check=False)
+            try:
+                records.read(position)
+            except BadRecord as fault:
+                self.add(fault, check=False)
         self.check()
 
     def __contains__(self, position: int) -> bool:
@@ -59,6 +62,7 @@ class BadRecords:
         with self._lock:
             if fault.position in self._known:
                 return
+            fault = fault.to_keep()
             self._known.add(fault.position)
             self._faults[fault.position] = fault
             self._untold.append(fault)
@@ -78,13 +82,12 @@ class BadRecords:
 
     def check(self) -> None:
         """Raise an InputError where more records are bad than the share allows."""
-        allowed = math.floor(self._share * self._length)
+        allowed = math.floor(round(self._share * self._length, 6))
         if len(self) <= allowed:
             return
         first = "; ".join(f"record {fault.key} {fault.reason}"
                           for fault in list(self._faults.values())[:_NAMED])
         raise InputError(
             f"bad records in {self._file}: {len(self)} of {self._length}, and "
-            f"--max-bad-records {self._share:g} allows {allowed} ({first}"
-            f"{', ...' if len(self) > _NAMED else ''}): see scripts/pack_records.py --verify "
-            f"{self._file}")
+            f"--max-bad-records {self._share:g} allows {allowed}{f' ({first})' if first else ''}: "
+            f"scripts/pack_records.py --verify {self._file} finds all")

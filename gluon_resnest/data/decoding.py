@@ -30,8 +30,9 @@ _MOST_PIXELS = 1 << 28
 # A few bytes too many between segments come from cameras and editors; many, from lost data.
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes")
 _MOST_EXTRANEOUS = 32
-# What libjpeg-turbo warns of although all pixels are there.
-_HARMLESS = ("Invalid SOS parameters", "Unknown Adobe color transform", "inconsistent progression")
+# What libjpeg-turbo warns of although all pixels may be there.
+_HARMLESS = ("invalid sos parameters", "adobe color transform", "inconsistent progression",
+             "jfif revision", "icc marker")
 
 # EXIF orientation: (transposed first, then flipped: 0 top to bottom, 1 left to right, -1 both).
 _TURNS = {2: (False, 1), 3: (False, -1), 4: (False, 0), 5: (True, None), 6: (True, 1),
@@ -66,32 +67,41 @@ def decode(content: Content) -> np.ndarray:
 
 
 def _decode_jpeg(content: Content) -> np.ndarray:
+    height = width = 0
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(content, strict=False)
-        if height * width > _MOST_PIXELS:
-            raise InputError(f"its {width} x {height} pixels are more than can be decoded")
-        image = simplejpeg.decode_jpeg(content, "RGB")
+        if height * width <= _MOST_PIXELS:
+            image = simplejpeg.decode_jpeg(content, "RGB")
     except ValueError as error:
         image = _decode_despite(str(error), content)
     except KeyError:  # simplejpeg looks up what an incomplete header does not say
         raise InputError(f"its {len(content)} bytes are a damaged JPEG: no whole header") from None
+    if height * width > _MOST_PIXELS:
+        raise InputError(f"its {width} x {height} pixels are more than can be decoded")
     if _EXIF in bytes(content[:_EXIF_WITHIN]):
         image = _turned(image, content)
     return image
 
 
 def _decode_despite(problem: str, content: Content) -> np.ndarray:
-    """Pixels of a JPEG where libjpeg-turbo complains of nothing that costs any."""
+    """Pixels of a JPEG where libjpeg-turbo complains first of what need not cost any.
+
+    It stops at the first complaint. So Pillow, which is indifferent to these, but not to data that
+    ends early, has to agree.
+    """
     extraneous = _EXTRANEOUS.search(problem)
     few = extraneous is not None and int(extraneous.group(1)) <= _MOST_EXTRANEOUS
-    if few or any(text in problem for text in _HARMLESS):
-        try:
-            return simplejpeg.decode_jpeg(content, "RGB", strict=False)
-        except ValueError as error:
-            problem = str(error)
-    if "color" in problem:  # older releases do not convert CMYK
+    unconverted = "color conversion" in problem.lower()  # CMYK, in older releases
+    if not (few or unconverted or any(text in problem.lower() for text in _HARMLESS)):
+        raise InputError(f"its {len(content)} bytes are a damaged JPEG: {problem}")
+    try:
+        Image.open(io.BytesIO(content)).load()
+    except Exception as error:  # of many kinds
+        raise InputError(f"its {len(content)} bytes are a damaged JPEG: {error}") from None
+    try:
+        return simplejpeg.decode_jpeg(content, "RGB", strict=False)
+    except ValueError:  # it is strict about the header all the same
         return _decode_with_opencv(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    raise InputError(f"its {len(content)} bytes are a damaged JPEG: {problem}")
 
 
 def _turned(image: np.ndarray, content: Content) -> np.ndarray:

@@ -33,6 +33,8 @@ from gluon_resnest.errors import InputError
 # 18 digits fit into int64, and lines that do not are refused rather than misread.
 _LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
 
+_LARGEST_KEY = 10**18 - 1  # in 18 digits; a damaged header may hold more
+
 _CHUNK = 1 << 20
 # Without a record in its first GiB a file is none; a record's part has half of that at most.
 _FIRST_RECORD = 1 << 30
@@ -115,11 +117,18 @@ def _malformed(path: Path, text: bytes) -> InputError:
 
 def rebuild_index(
     path: Path, descriptor: int, size: int, index: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and offsets of a record file that has no index; written to `index` if that can be.
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """Index of a record file that has none; written to `index` if that can be.
 
     Ranks of one run may do this at once. Each scans for itself, with the same result; rank 0
     writes and says so. The file appears whole, so that another rank may as well read it.
+
+    Returns
+    -------
+    tuple
+        Keys and offsets, of damaged records too as far as they can be told, and (offset, bytes)
+        of each place where they cannot. With such a place the index is not written, for it would
+        pass as that of a whole file.
 
     Raises
     ------
@@ -128,19 +137,35 @@ def rebuild_index(
     """
     scan = scan_records(path, descriptor, size)
     check_any(scan, path)
+    keys, offsets, gaps = scan.keys, scan.offsets, []
+    for offset, count in scan.gaps:
+        damaged, all_told = records_in_gap(descriptor, offset, offset + count, size)
+        if not all_told:
+            gaps.append((offset, count))
+        for key, place, _ in damaged:
+            at = np.searchsorted(offsets, place)
+            keys = np.insert(keys, at, min(key, _LARGEST_KEY))
+            offsets = np.insert(offsets, at, place)
     if runtime.launched_rank() == 0:
-        if scan.gaps:
-            _say(f"warning: {_named(scan.gaps)} of {path} are skipped: no record can be "
-                 "read there; scripts/pack_records.py --verify says more")
-        lines = map("{}\t{}\n".format, scan.keys.tolist(), scan.offsets.tolist())
-        found = f"{index} was missing: {len(scan.keys):,} records found in {path}"
-        try:
-            with replacing(index) as temporary, open(temporary, "w", encoding="ascii") as file:
-                file.writelines(lines)
-            _say(f"{found}, index written")
-        except InputError as error:
-            _say(f"{found}, index kept in memory only: {error}")
-    return scan.keys, scan.offsets
+        _say(f"{index} was missing: {len(keys):,} records found in {path}, "
+             f"{_written(index, keys, offsets, gaps)}")
+    return keys, offsets, gaps
+
+
+def _written(
+    index: Path, keys: np.ndarray, offsets: np.ndarray, gaps: list[tuple[int, int]]
+) -> str:
+    """Write an index unless there are gaps; what has become of it, in words."""
+    if gaps:
+        return (f"warning: {named_gaps(gaps)} may hold records that are lost, so the index is "
+                "kept in memory only; scripts/pack_records.py --verify says more")
+    lines = map("{}\t{}\n".format, keys.tolist(), offsets.tolist())
+    try:
+        with replacing(index) as temporary, open(temporary, "w", encoding="ascii") as file:
+            file.writelines(lines)
+    except InputError as error:
+        return f"index kept in memory only: {error}"
+    return "index written"
 
 
 def check_any(scan: Scan, path: Path) -> None:
@@ -150,7 +175,7 @@ def check_any(scan: Scan, path: Path) -> None:
                          f"damaged; copy it again or {REMEDY}")
 
 
-def _named(gaps: list[tuple[int, int]]) -> str:
+def named_gaps(gaps: list[tuple[int, int]]) -> str:
     """The first gaps: "12 bytes at offset 340 and 8 bytes at offset 1,200 (and 3 more places)"."""
     shown = " and ".join(f"{count:,} bytes at offset {offset:,}" for offset, count in gaps[:3])
     return shown + (f" (and {len(gaps) - 3:,} more places)" if len(gaps) > 3 else "")
@@ -203,11 +228,14 @@ def _next_record(descriptor: int, start: int, limit: int, size: int) -> int:
     return size
 
 
-def records_in_gap(descriptor: int, start: int, end: int, size: int) -> list[tuple[int, int, str]]:
+def records_in_gap(
+    descriptor: int, start: int, end: int, size: int
+) -> tuple[list[tuple[int, int, str]], bool]:
     """(id, offset, reason) of each damaged record in a gap that has a header to be believed.
 
     That is where the lengths lead from header to header to the end of the gap, or beyond the end
-    of the file; or where the first at least has its magic number.
+    of the file: then the second value is True, for there are no others. Or where the first at
+    least has its magic number.
     """
     headers, offset = [], start
     while offset < end:
@@ -222,8 +250,9 @@ def records_in_gap(descriptor: int, start: int, end: int, size: int) -> list[tup
             key = IMAGE_HEADER.unpack_from(chunk, PART_HEADER.size)[2]
             headers.append((key, offset, magic))
         offset += PART_HEADER.size + padded(length)
-    is_cut = end == size and headers and headers[-1][2] == MAGIC
-    if offset != end and not is_cut:
+    is_cut = bool(end == size and headers and headers[-1][2] == MAGIC)
+    all_told = bool(headers) and (offset == end or is_cut)
+    if not all_told:
         headers = headers[:1] if headers and headers[0][1:] == (start, MAGIC) else []
     damaged = []
     for key, offset, _ in headers:
@@ -233,4 +262,4 @@ def records_in_gap(descriptor: int, start: int, end: int, size: int) -> list[tup
         except Damage as damage:
             reason = str(damage)
         damaged.append((key, offset, reason))
-    return damaged
+    return damaged, all_told

@@ -12,9 +12,10 @@ from gluon_resnest.data.bad_records import DEFAULT_SHARE, BadRecords
 from gluon_resnest.data.class_names import check_classes
 from gluon_resnest.data.decoding import decode
 from gluon_resnest.data.draws import REPLACEMENT_STREAM, below, sample_generator
+from gluon_resnest.data.index import named_gaps
 from gluon_resnest.data.prefetch import DEFAULT_PATIENCE, Batch, BatchMemory, PreparedBatches
 from gluon_resnest.data.records import BadRecord, RecordFile
-from gluon_resnest.data.sampling import Leg, Sampling, evaluation_batches, shard_range
+from gluon_resnest.data.sampling import Leg, Sampling, evaluation_batches
 from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.errors import InputError
 
@@ -37,9 +38,8 @@ def default_threads() -> int:
 class TrainLoader:
     """Augmented batches of a worker's part of a record file.
 
-    A record that cannot be used is replaced by another one of the worker's shard (of the file
-    with ``"global"`` sharding), which the seed, the epoch and its position choose: the samples
-    stay the same whatever the threads and the ranks.
+    A record that cannot be used is replaced by another one of the file, which the seed, the epoch
+    and its position choose: the samples stay the same whatever the threads and the ranks.
 
     Parameters
     ----------
@@ -166,12 +166,8 @@ class TrainLoader:
     def _candidates(self, epoch: int, position: int) -> Iterator[int]:
         yield position
         rng = sample_generator(self.seed, epoch, position, REPLACEMENT_STREAM)
-        length, world = len(self.records), self.world
-        start, stop = 0, length
-        if self.sampling.sharding == "fixed":
-            start, stop = shard_range(length, self.rank, world)
         for _ in range(_REPLACEMENTS):
-            yield start + below(rng, stop - start)
+            yield below(rng, len(self.records))
 
 
 class EvaluationLoader:
@@ -201,6 +197,11 @@ class EvaluationLoader:
         patience: float = DEFAULT_PATIENCE,
     ) -> None:
         check_classes(records, classes)
+        if records.gaps and not skip_bad_records:
+            raise InputError(
+                f"{named_gaps(records.gaps)} of {records.path}, which has no index, may hold "
+                "records that are lost; copy the file and its .idx again, or do without "
+                "them with --skip-bad-records")
         self.records = records
         self.transform = transform
         self.classes = classes
@@ -218,6 +219,7 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate once over (images, labels), shaped as :meth:`TrainLoader.epoch` gives them."""
+        self.bad_records.clear()
         batches = PreparedBatches(
             self._batches, self._make_sample, _shape(self.transform.size), self.threads,
             self.prefetch, self._memory, self.patience)
@@ -232,7 +234,7 @@ class EvaluationLoader:
         except BadRecord as fault:
             if not self.skip_bad_records:
                 raise InputError(f"{fault}; or leave it out with --skip-bad-records") from None
-            self.bad_records[position] = fault
+            self.bad_records[position] = fault.to_keep()
             return _LEFT_OUT
         with _named(self.records, position, image):
             place[:] = self.transform(image)

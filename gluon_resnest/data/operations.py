@@ -29,7 +29,7 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
 _HALF = -0.5 + 1e-3
 # As many rows as the processor's cache holds in float32.
 _SHEARED_ROWS = 32
-# Within this size a coordinate in 1/65536 of a pixel has no more than 31 bits.
+# Within this size a coordinate in 1/65536 of a pixel has no more than 31 bits; Pillow takes over.
 _LARGEST_FIXED_POINT_SIDE = 8192
 
 
@@ -207,6 +207,11 @@ def shear_x(image: np.ndarray, shear: float, box: Box) -> np.ndarray:
     Outside of the image there is black. A row moves as a whole, so that its pixels share four
     weights.
     """
+    if max(image.shape[:2]) > _LARGEST_FIXED_POINT_SIDE:
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        return box.cut(np.asarray(picture.transform(
+            picture.size, Image.Transform.AFFINE, (1, shear, 0, 0, 1, 0),
+            Image.Resampling.BICUBIC)))
     result = np.empty((box.height, box.width, 3), dtype=np.uint8)
     for start in range(0, box.height, _SHEARED_ROWS):
         band = result[start : start + _SHEARED_ROWS]

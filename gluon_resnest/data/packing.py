@@ -240,7 +240,7 @@ def write_record(file: BinaryIO, key: int, label: float, payload: bytes) -> int:
     """Append an image record to a RecordIO file; the number of bytes written.
 
     A content that holds the format's magic number at a multiple of 4 is cut into parts there, as
-    :mod:`gluon_resnest.data.records` describes.
+    :mod:`gluon_resnest.data.recordio` describes.
     """
     content = IMAGE_HEADER.pack(0, label, key, 0) + payload
     parts = _split_at_magic(content)

@@ -99,10 +99,11 @@ class _PendingBatch:
 
 
 class _Worker:
-    """A thread that makes samples, and what it is at: (record position, since when), or None."""
+    """A thread that makes samples, and what it is at."""
 
     def __init__(self, number: int, tasks: queue.SimpleQueue, make_sample: MakeSample) -> None:
-        self.busy: tuple[int, float] | None = None
+        self.busy: tuple[int] | None = None  # position of the record, anew for each sample
+        self.seen, self.looks = self.busy, 0  # at how many looks it was at the same sample
         # As a daemon, it cannot keep a process alive that gave up on it.
         self.thread = threading.Thread(target=self._run, args=(tasks, make_sample),
                                        name=f"batch-{number}", daemon=True)
@@ -116,7 +117,7 @@ class _Worker:
             batch, place = task
             if not batch.unwanted:
                 position = batch.positions[place]
-                self.busy = (position, time.monotonic())
+                self.busy = (position,)
                 try:
                     batch.labels[place] = make_sample(position, batch.images[place])
                 except BaseException as fault:  # whatever it is, it is raised with its batch
@@ -147,13 +148,14 @@ class PreparedBatches(Iterator):
     memory
         Where the pixels go; by default memory of its own.
     patience
-        Seconds after which a thread that is still at the same sample counts as stuck.
+        Seconds of waiting for a batch after which a thread that is still at the same sample counts
+        as stuck.
 
     Raises
     ------
     WorkerError
-        From the iteration, at most a second after a thread died, or after the patience with one
-        has ended, if its batch is waited for.
+        From the iteration, at most a second after a thread died, or two after the patience with
+        one has ended, if its batch is waited for.
     """
 
     def __init__(
@@ -175,7 +177,9 @@ class PreparedBatches(Iterator):
         self._pending: deque[_PendingBatch] = deque()
         self._closed = False
         # The threads must not refer to this object: dropping it ends them.
-        self._workers = [_Worker(number, self._tasks, make_sample) for number in range(threads)]
+        self._workers: list[_Worker] = []
+        for number in range(threads):
+            self._workers.append(_Worker(number, self._tasks, make_sample))
         for _ in range(ahead):
             self._prepare_next()
 
@@ -215,7 +219,10 @@ class PreparedBatches(Iterator):
             position = busy[0] if busy else None
             if not worker.thread.is_alive():
                 raise WorkerError(worker.thread, position, "died")
-            if busy and time.monotonic() - busy[1] > self._patience:
+            # Looks, not a clock: a process that was suspended for a night has not hung.
+            worker.looks = worker.looks + 1 if busy is worker.seen else 0
+            worker.seen = busy
+            if busy and worker.looks * _LOOK_EVERY >= self._patience:
                 raise WorkerError(worker.thread, position, f"has hung for {self._patience:g} s")
 
     def close(self) -> None:

@@ -76,6 +76,10 @@ class BadRecord(InputError):
     def __reduce__(self) -> tuple:
         return type(self), self._arguments
 
+    def to_keep(self) -> BadRecord:
+        """The same without the frames it was raised in, which hold images and whole batches."""
+        return type(self)(*self._arguments)
+
 
 class RecordFile:
     """The records of a `.rec` file, by position in its index.
@@ -98,6 +102,8 @@ class RecordFile:
     unreachable
         Positions of records that lie beyond the end of the file or where none can begin, int64 of
         shape (bad,). Others may turn out bad when they are read.
+    gaps
+        (offset, bytes) of places in a file without an index where records may have been lost.
 
     Raises
     ------
@@ -113,10 +119,10 @@ class RecordFile:
         self._open()
         try:
             if index is None and not self.index.exists():
-                self._keys, self._offsets = rebuild_index(
+                self._keys, self._offsets, self.gaps = rebuild_index(
                     self.path, self._descriptor, self._size, self.index)
             else:
-                self._keys, self._offsets = read_index(self.index)
+                (self._keys, self._offsets), self.gaps = read_index(self.index), []
             reachable = reachable_records(self._offsets, self._size)
             self.unreachable = np.flatnonzero(~reachable)
             self._spans = record_spans(self._offsets, reachable, self._size)

@@ -255,7 +255,7 @@ class _Check:
             low, high = np.searchsorted(entries, (offset, offset + count))
             lost = []
             if low == high:
-                lost = records_in_gap(self.descriptor, offset, offset + count, self.size)
+                lost, _ = records_in_gap(self.descriptor, offset, offset + count, self.size)
             for key, place, reason in lost:
                 self.add(None, key, place, reason)
             if lost or low < high:  # or it was found when the entry's record was read

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from tqdm import tqdm
 
 from gluon_resnest.data.bad_records import BadRecords
 from gluon_resnest.data.records import BadRecord
+from gluon_resnest.errors import InputError
 from gluon_resnest.training.distributed import Workers
 
 _SHOWN = 10  # on the terminal; the file has all
@@ -47,7 +50,7 @@ class BadRecordLog:
                 self._write([entry])
                 if len(self._listed) <= _SHOWN:
                     tqdm.write(f"warning: record {fault.key} {fault.reason}; another one takes its "
-                               f"place, and {self._path} lists it")
+                               f"place, and {self._path} lists it", file=sys.stderr)
 
     def share(self, epoch: int) -> None:
         """Tell all ranks what each has found, write it, and check the share of all together."""
@@ -61,12 +64,9 @@ class BadRecordLog:
 
     def give_up(self, epoch: int) -> None:
         """Write what this rank alone has found, whatever the rank: the run ends here."""
-        with contextlib.suppress(OSError):  # another host may not have the folder
+        with contextlib.suppress(InputError):  # another host may not have the folder
             self.note(epoch)
             if self._workers.rank != 0:
-                if self._path.exists():  # rank 0 may have met the same ones in its part
-                    lines = self._path.read_text(encoding="utf-8").splitlines()
-                    self._listed.update(json.loads(line)["position"] for line in lines)
                 self._write(self._unshared)
 
     def _entry(self, fault: BadRecord, epoch: int) -> dict[str, Any]:
@@ -74,10 +74,19 @@ class BadRecordLog:
                 "epoch": epoch + 1, "rank": self._workers.rank}
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
-        """Append those that are not listed yet: two ranks may have tried the same replacement."""
-        new = {entry["position"]: entry for entry in reversed(entries)
-               if entry["position"] not in self._listed}
-        self._listed.update(new)
-        if new:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(new[place]) + "\n" for place in sorted(new))
+        """Append those that are not listed yet: ranks may have tried the same replacement."""
+        entries = [entry for entry in entries if entry["position"] not in self._listed]
+        if not entries:
+            return
+        try:
+            with open(self._path, "a+", encoding="utf-8") as file:
+                # Several ranks write when a run ends; the lock goes with the file.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(0)
+                self._listed.update(json.loads(line)["position"] for line in file)
+                for entry in sorted(entries, key=lambda entry: entry["position"]):
+                    if entry["position"] not in self._listed:
+                        self._listed.add(entry["position"])
+                        file.write(json.dumps(entry) + "\n")
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot write {self._path} ({error})") from None

@@ -12,6 +12,10 @@ from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
 
 
+class SharedFault(InputError):
+    """An input error that every worker raises alike, so that one of them says it for all."""
+
+
 class Workers:
     """A process alone: rank 0 of 1. What Horovod does over ranks is here done with one."""
 
@@ -57,7 +61,7 @@ class Workers:
             return result
         rank, text = next(iter(faults.items()))
         everywhere = len(faults) == self.size
-        raise InputError(text if everywhere else f"{text} (on rank {rank} of {self.size})")
+        raise SharedFault(text if everywhere else f"{text} (on rank {rank} of {self.size})")
 
     def average_running_statistics(self, net: gluon.HybridBlock) -> None:
         """Give every worker the mean over the workers of the BN running means and variances.

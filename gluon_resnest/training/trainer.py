@@ -29,7 +29,7 @@ from gluon_resnest.layers import (
 from gluon_resnest.models import ResNeSt, get_model, save_weights
 from gluon_resnest.training import run_directory as files
 from gluon_resnest.training.bad_record_log import BadRecordLog
-from gluon_resnest.training.distributed import Workers, device
+from gluon_resnest.training.distributed import SharedFault, Workers, device
 from gluon_resnest.training.recipe import Recipe
 from gluon_resnest.training.report import (
     DataClock,
@@ -144,6 +144,11 @@ class Trainer:
             for epoch in range(recipe.epochs):
                 self._train_epoch(epoch)
                 self._finish_epoch(epoch)
+        except SharedFault:
+            self.bad_records.give_up(epoch)
+            if workers.rank == 0:
+                files.discard_unless_trained(self.save_dir)
+            raise
         except InputError as error:
             self.bad_records.give_up(epoch)
             # Here, whatever the rank: rank 0 waits for this one, and will not outlive it for long.
@@ -152,6 +157,7 @@ class Trainer:
         except mx.MXNetError as error:
             if not workers.was_abandoned(error):
                 raise
+            self.bad_records.give_up(epoch)
             files.discard_unless_trained(self.save_dir)
             raise InputError("another worker stopped: its own line says why") from None
         finally:
@@ -185,6 +191,7 @@ class Trainer:
                 pending = (self.step, loss, len(labels))
             loss_sum += self._report_step(*pending, bar, images_done)
         seconds, data_seconds = clock.seconds, clock.data_seconds
+        self.bad_records.note(epoch)  # before the next epoch's threads find more
         if epoch + 1 < self.recipe.epochs:
             # Its first batches are made while this one is validated and saved.
             self.upcoming = self.loader.epoch(epoch + 1)
