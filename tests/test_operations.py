@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
-from gluon_resnest.data import operations
+from gluon_resnest.data import moves
 from gluon_resnest.data.autoaugment import IMAGENET_POLICY, MAGNITUDES, SIGNED, draw_operations
 from gluon_resnest.data.crops import Box, draw_resized_crop
 from gluon_resnest.data.operations import OPERATIONS, Operation, apply_operations
@@ -119,10 +119,14 @@ def test_a_box_is_what_the_whole_image_has_there(rng: np.random.Generator) -> No
 
 
 def test_larger_than_the_fixed_point_has_bits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then Pillow turns the image itself."""
-    expected = with_pillow(IMAGES["photo"], (Operation("Rotate", 24),))
-    monkeypatch.setattr(operations, "_LARGEST_FIXED_POINT_SIDE", 100)
-    assert np.array_equal(apply_operations(IMAGES["photo"], (Operation("Rotate", 24),)), expected)
+    """Then Pillow turns and shears the image itself."""
+    drawn = {"Rotate": 24, "ShearX": 0.15, "ShearY": -0.15}
+    expected = {name: with_pillow(IMAGES["photo"], (Operation(name, magnitude),))
+                for name, magnitude in drawn.items()}
+    monkeypatch.setattr(moves, "_LARGEST_FIXED_POINT_SIDE", 100)
+    for name, magnitude in drawn.items():
+        ours = apply_operations(IMAGES["photo"], (Operation(name, magnitude),))
+        assert np.array_equal(ours, expected[name]), name
 
 
 def test_the_image_stays_as_it_is(rng: np.random.Generator) -> None:
