@@ -153,7 +153,9 @@ def until(condition, seconds: float = 30) -> None:
 
 def test_interrupt_ends_all_processes():
     tool = subprocess.Popen([sys.executable, "scripts/benchmark.py", "network", *TINY], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            # What a shell starts in the background ignores it, and inherits that.
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     until(lambda: any(b"serve.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
                       for pid in children_of(tool.pid)))
     started = children_of(tool.pid)

@@ -10,7 +10,7 @@ import random
 import mxnet as mx
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFile, ImageOps
 from scipy import stats
 from sklearn.datasets import load_sample_images
 
@@ -126,10 +126,15 @@ class TestDecoding:
             with pytest.raises(InputError, match="extraneous bytes"):
                 decode(padded)
 
+    @pytest.mark.parametrize("lenient", [False, True])
     @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
-    def test_harmless_bytes_hide_no_cut(self, share: float) -> None:
+    def test_harmless_bytes_hide_no_cut(
+        self, share: float, lenient: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Strays between the scans of a progressive JPEG: the first that a decoder warns of."""
         content = encode(self.photo, "JPEG", quality=90, progressive=True)
+        # A switch for all of a process, which some libraries turn on.
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
         scan = content.index(b"\xff\xda", content.index(b"\xff\xda") + 2)
         strays = content[:scan] + b"\x55" * 5 + content[scan:]
         assert np.array_equal(decode(strays), decode(content))

@@ -86,8 +86,8 @@ def _decode_jpeg(content: Content) -> np.ndarray:
 def _decode_despite(problem: str, content: Content) -> np.ndarray:
     """Pixels of a JPEG where libjpeg-turbo complains first of what need not cost any.
 
-    It stops at the first complaint. So Pillow, which is indifferent to these, but not to data that
-    ends early, has to agree.
+    It stops at the first complaint. So Pillow and OpenCV, which are indifferent to these, but not
+    to data that ends early, have to agree.
     """
     extraneous = _EXTRANEOUS.search(problem)
     few = extraneous is not None and int(extraneous.group(1)) <= _MOST_EXTRANEOUS
@@ -96,12 +96,11 @@ def _decode_despite(problem: str, content: Content) -> np.ndarray:
         raise InputError(f"its {len(content)} bytes are a damaged JPEG: {problem}")
     try:
         Image.open(io.BytesIO(content)).load()
+        # Some library in this process may have told Pillow to accept what was cut; recent OpenCV
+        # does not either.
+        return _decode_with_opencv(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except Exception as error:  # of many kinds
         raise InputError(f"its {len(content)} bytes are a damaged JPEG: {error}") from None
-    try:
-        return simplejpeg.decode_jpeg(content, "RGB", strict=False)
-    except ValueError:  # it is strict about the header all the same
-        return _decode_with_opencv(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _turned(image: np.ndarray, content: Content) -> np.ndarray:
