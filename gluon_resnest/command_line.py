@@ -90,6 +90,14 @@ def share(text: str) -> float:
     return value
 
 
+def not_negative_number(text: str) -> float:
+    """Argument type: a number of at least 0."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a number of at least 0")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

@@ -142,6 +142,15 @@ def prepare() -> None:
     set_thread_count()
 
 
+def end_stalled_workers() -> None:
+    """Let Horovod end a run of which one rank has fallen silent, after five minutes.
+
+    By itself it warns after one, and waits for ever. To be called before Horovod starts; a value
+    of HOROVOD_STALL_SHUTDOWN_TIME_SECONDS that the user set, or `horovodrun`, is left alone.
+    """
+    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300")
+
+
 def onednn_is_on() -> bool:
     """Whether MXNet computes with oneDNN, as it does unless MXNET_MKLDNN_ENABLED is 0."""
     return os.environ.get("MXNET_MKLDNN_ENABLED", "1") != "0"

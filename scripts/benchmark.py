@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from gluon_resnest import command_line
-from gluon_resnest.benchmark import network, pipeline, tables
+from gluon_resnest.benchmark import network, pipeline, tables, training
 from gluon_resnest.benchmark.contest import ContestError
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import check_input_size, find_variant, list_models
@@ -24,6 +24,7 @@ EXAMPLES = """
   python scripts/benchmark.py cost --markdown     (the table of docs/models.md)
   python scripts/benchmark.py network --model resnest50 --peer gluoncv timm
   python scripts/benchmark.py data --augmentation recipe
+  python scripts/benchmark.py training --np 2
 """
 
 # Title of a column, key of `cost_row`, format of its values.
@@ -116,6 +117,8 @@ def main() -> None:
                       help="print the table in Markdown, as docs/models.md has it")
     add_contest(tools, "network", "time of forward and training step, beside peers", network)
     add_contest(tools, "data", "time of the input pipeline, beside peers", pipeline)
+    add_contest(tools, "training", "what the trainer adds to a bare loop, and workers to one",
+                training)
     args = parser.parse_args()
     args.measure(args)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,19 @@ def digits(digit_folders) -> Path:
     for part in ("train", "val"):
         run_tool("scripts/pack_records.py", digit_folders / part, digit_folders / part)
     return digit_folders
+
+
+@pytest.fixture
+def tool(capsys, monkeypatch):
+    """Run a tool in this process: `tool(script, *arguments)` gives (exit code, stderr)."""
+    def call(script, *arguments):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        return stop.value.code, capsys.readouterr().err.strip()
+
+    return call
 
 
 def run_tool(*command, code: int = 0, timeout: float = 300) -> subprocess.CompletedProcess:

@@ -37,23 +37,63 @@ def alone(inputs):
     return mx.nd.load(str(inputs / "alone.params"))
 
 
+def compare_gradients(inputs, alone, found, scale: float, tolerance: float) -> float:
+    """Assert that the update of `found` is `scale` times that of `alone`; its largest element."""
+    start = mx.nd.load(str(inputs / "start.params"))
+    ranks = mx.nd.load(str(found))
+    largest = 0.0
+    for name, value in ranks.items():
+        if name.endswith(("running_mean", "running_var")):
+            continue
+        gradient = scale * (start[name].asnumpy() - alone[name].asnumpy())
+        np.testing.assert_allclose(start[name].asnumpy() - value.asnumpy(), gradient,
+                                   atol=tolerance, rtol=0, err_msg=name)
+        largest = max(largest, float(np.abs(gradient).max()))
+    return largest
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", ["2,2", "3,1"])
 def test_two_ranks_make_the_gradients_of_one(inputs, alone, sizes):
     run_horovod(PROGRAM, inputs / "start.params", inputs / "batch.npz",
                 inputs / "ranks.params", sizes, timeout=180)
+    # There was something to compare.
+    assert compare_gradients(inputs, alone, inputs / "ranks.params", 1, 1e-5) > 1e-2
+    statistics = mx.nd.load(str(inputs / "ranks.params"))["bn1.running_mean"]
+    np.testing.assert_allclose(statistics.asnumpy(), 1.5)
+
+
+@pytest.fixture(scope="module")
+def norm(inputs, alone) -> float:
+    """Of the gradient of the whole batch, in float64 by NumPy."""
     start = mx.nd.load(str(inputs / "start.params"))
-    ranks = mx.nd.load(str(inputs / "ranks.params"))
-    largest = 0.0
-    for name, value in ranks.items():
-        if name.endswith(("running_mean", "running_var")):
-            continue
-        gradient = start[name].asnumpy() - alone[name].asnumpy()
-        found = start[name].asnumpy() - value.asnumpy()
-        np.testing.assert_allclose(found, gradient, atol=1e-5, rtol=0, err_msg=name)
-        largest = max(largest, float(np.abs(gradient).max()))
-    assert largest > 1e-2  # there was something to compare
-    np.testing.assert_allclose(ranks["bn1.running_mean"].asnumpy(), 1.5)
+    learnt = [name for name in start if "running" not in name]
+    return float(np.sqrt(sum(np.square(start[name].asnumpy().astype(np.float64)
+                                       - alone[name].asnumpy()).sum() for name in learnt)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "tolerance"), [
+    (("3", "0"), 1e-5), (("1", "half"), 0.01), (("2", "half"), 0.01), (("1", "double"), 1e-5),
+    (("1", "0", "fp16"), 0.01),
+], ids=["in parts", "clipped", "in parts, clipped", "below the norm", "float16"])
+def test_flags_of_an_update_on_two_ranks(inputs, alone, norm, flags, tolerance):
+    """Parts of 1 or 2 images, the norm of the mean gradient of all four, 11 bits of it.
+
+    MXNet adds up the squares in float32, one after the other: a norm is right to 0.1 %.
+    """
+    limits = {"half": (norm / 2, 0.5), "double": (norm * 2, 1.0), "0": (0, 1.0)}
+    limit, scale = limits[flags[1]]
+    found = inputs / "flags.params"
+    done = run_horovod(PROGRAM, inputs / "start.params", inputs / "batch.npz", found, "3,1",
+                       flags[0], limit, *flags[2:], timeout=180)
+    largest = compare_gradients(inputs, alone, found, scale, tolerance)
+    assert largest > 100 * tolerance
+    told = float(done.stdout.split("norm")[1].split()[0])
+    assert told == pytest.approx(norm, rel=1e-3)
+    if flags[2:]:  # it was float16 indeed
+        with pytest.raises(AssertionError):
+            compare_gradients(inputs, alone, found, scale, 1e-7)
 
 
 def test_a_worker_alone():

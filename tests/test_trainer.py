@@ -16,7 +16,8 @@ from gluon_resnest.layers import Normalize
 from gluon_resnest.training import trainer as training
 from gluon_resnest.training.distributed import Workers
 from gluon_resnest.training.recipe import recipe_of
-from gluon_resnest.training.trainer import RunOptions, Trainer
+from gluon_resnest.training.setup import RunOptions
+from gluon_resnest.training.trainer import Trainer
 
 
 class OneOf(Workers):
@@ -39,7 +40,7 @@ def make(digits, tmp_path):
 
 def stop_after_setup(trainer: Trainer, monkeypatch) -> None:
     """Let `run` do everything up to its first epoch."""
-    monkeypatch.setattr(trainer, "_train_epoch", lambda epoch: (_ for _ in ()).throw(EOFError))
+    monkeypatch.setattr(trainer, "_train_epoch", lambda: (_ for _ in ()).throw(EOFError))
     with pytest.raises(EOFError):
         trainer.run()
 
@@ -61,7 +62,7 @@ def test_an_update_by_its_formula(world, mixup, make, monkeypatch):
     drawn = []
     draw = training.draw_lambdas
     monkeypatch.setattr(training, "draw_lambdas", lambda *a: drawn.append(draw(*a)) or drawn[0])
-    trainer._train_step(0, 0, images, labels)
+    trainer._train_step(images, labels, world * len(labels), 1)
 
     share = drawn[0].astype(np.float64)[:, None] if mixup else np.ones((len(labels), 1))
     targets = np.full((len(labels), DIGIT_CLASSES), 0.1 / (DIGIT_CLASSES - 1))
@@ -76,7 +77,7 @@ def test_an_update_by_its_formula(world, mixup, make, monkeypatch):
 
     steps = -(-240 // (14 * world))
     rate = 0.01 + (0.1 * 14 * world / 256 - 0.01) / steps
-    assert trainer.gluon_trainer.learning_rate == pytest.approx(rate)
+    assert trainer.updater.optimizer.learning_rate == pytest.approx(rate)
     global_batch = world * len(labels)
     for key, parameter in twin._collect_params_with_prefix().items():
         if parameter.grad_req == "null":
@@ -97,7 +98,7 @@ def test_dropblock_rises_linearly_and_rests_in_validation(make, monkeypatch):
     block = trainer.net.layer4[0].dropblock3
     images, labels = next(iter(trainer.loader.epoch(0)))
     for step in (1, 2, 3):
-        trainer._train_step(0, step - 1, images, labels)
+        trainer._train_step(images, labels, len(labels), step)
         assert block.drop_prob == pytest.approx(0.2 * step / trainer.schedule.total_steps)
     seen = []
     monkeypatch.setattr(training, "evaluate", lambda *_, **__: seen.append(block._left_out))
@@ -119,19 +120,22 @@ def test_only_weights_decay_unless_told(make):
 
 def test_a_diverged_run_says_so_and_leaves_nothing(make, monkeypatch, tmp_path):
     trainer = make()
-    monkeypatch.setattr(trainer, "loss", lambda *_: mx.nd.array([np.nan, 1.0]) + 0 * _[0][:2, 0])
-    with pytest.raises(InputError, match="loss of rank 0 is nan at step 1: the run diverged"):
+    monkeypatch.setattr(trainer.updater, "loss",
+                        lambda logits, _: mx.nd.array([np.nan, 1.0]) + 0 * logits[:2, 0])
+    with pytest.raises(InputError, match=r"the loss of 1 images is no finite number at step 1 .*"
+                                         r"first such tensor: the loss itself: the run diverged"):
         trainer.run()
     assert not (tmp_path / "run").exists()
 
 
 def test_a_fault_in_validation_keeps_the_epoch(make, monkeypatch, tmp_path):
     trainer = make()
-    monkeypatch.setattr(trainer, "_train_epoch", lambda epoch: None)
+    monkeypatch.setattr(trainer, "_train_epoch", lambda: None)
     monkeypatch.setattr(trainer, "_validate",
                         lambda: (_ for _ in ()).throw(InputError("a bad record")))
     with pytest.raises(InputError, match="a bad record"):
         trainer.run()
+    trainer.saver.finish()
     assert (tmp_path / "run" / "last.params").is_file()
 
 
@@ -142,7 +146,8 @@ def test_validation_is_due_every_so_often_and_at_the_end(frequency, validated, m
     trainer.recipe = replace(trainer.recipe, epochs=3)
     trainer.options = replace(trainer.options, eval_frequency=frequency)
     seen = []
-    monkeypatch.setattr(trainer, "_train_epoch", seen.append)
+    monkeypatch.setattr(trainer, "_train_epoch",
+                        lambda: seen.append(trainer.progress.position.epoch))
     monkeypatch.setattr(training, "draw_learning_curve", lambda *_: None)
     validate = trainer._validate
     found = []

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import mxnet as mx
@@ -16,7 +15,7 @@ import yaml
 from conftest import DIGIT_CLASSES, ROOT, run_horovod, run_tool
 
 import gluon_resnest
-from gluon_resnest.training.report import read_metrics
+from gluon_resnest.training.metrics import read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = ("--model", "resnest14", "--input-size", 32, "--no-auto-aug", "--no-cuda")
@@ -40,8 +39,8 @@ def run(digits, tmp_path_factory):
 def test_run_directory_is_complete(run):
     save_dir, _ = run
     assert sorted(path.name for path in save_dir.iterdir()) == [
-        "best.params", "classes.txt", "config.yaml", "last.params", "learning_curve.png",
-        "metrics.jsonl"]
+        "best.params", "checkpoints", "classes.txt", "config.yaml", "last.params",
+        "learning_curve.png", "metrics.jsonl", "result.json", "tensorboard"]
     assert (save_dir / "learning_curve.png").read_bytes().startswith(PNG)
     assert (save_dir / "classes.txt").read_text().split() == ["digit0", "digit1", "digit2",
                                                               "digit3"]
@@ -132,21 +131,6 @@ def test_two_ranks_start_from_the_same_seed_alike(digits, tmp_path):
     one, two = (mx.nd.load(str(tmp_path / name / "last.params")) for name in ("one", "two"))
     for key in one:
         np.testing.assert_array_equal(one[key].asnumpy(), two[key].asnumpy(), err_msg=key)
-
-
-@pytest.fixture
-def tool(capsys, monkeypatch):
-    """Run a tool in this process: `tool(script, *arguments)` gives (exit code, stderr)."""
-    import runpy
-
-    def call(script, *arguments):
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        return stop.value.code, capsys.readouterr().err.strip()
-
-    return call
 
 
 def bad_inputs(folder: Path, digits: Path) -> dict:
@@ -300,7 +284,7 @@ def test_a_fault_under_horovod_is_said_and_leaves_nothing(arguments, words, digi
 def test_a_finished_run_is_not_overwritten_by_chance(run, digits, tool):
     save_dir, _ = run
     before = (save_dir / "best.params").read_bytes()
-    code, stderr = tool(*train_arguments(digits, save_dir))
+    code, stderr = tool(*train_arguments(digits, save_dir), "--resume", "never")
     assert code == 2
     assert "holds a run already" in stderr
     assert "--overwrite" in stderr

@@ -127,7 +127,8 @@ def install(venv: Path, found: Stamp | None, wanted: Stamp) -> None:
     with progress.step("pip, setuptools and wheel"):
         _pip(progress, python, "--upgrade", "pip", "setuptools", "wheel")
     with progress.step(f"MXNet 1.9.1 ({wanted.mxnet}) and the packages of the extras"):
-        named = ",".join([wanted.mxnet, *(set(extras) & {"onnx", "lint", "dev"})])
+        # Small, and of use wherever a network is trained: no flag chooses it.
+        named = ",".join([wanted.mxnet, "tensorboard", *(set(extras) & {"onnx", "lint", "dev"})])
         needs = HOROVOD_NEEDS if "horovod" in extras else ()
         _pip(progress, python, "--no-build-isolation", "--editable", f"{ROOT}[{named}]", *needs)
         unmanaged = [UNMANAGED[extra] for extra in extras if extra in UNMANAGED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Callable
 
 import mxnet as mx
@@ -23,16 +24,29 @@ class Workers:
     size = 1
     local_rank = 0
 
-    def trainer(self, params: gluon.ParameterDict, optimizer: mx.optimizer.Optimizer):
-        """A Gluon trainer whose `step` averages the gradients over the workers."""
+    def trainer(
+        self, params: gluon.ParameterDict, optimizer: mx.optimizer.Optimizer,
+        fp16_allreduce: bool = False,
+    ) -> gluon.Trainer:
+        """A Gluon trainer whose `step` averages the gradients over the workers.
+
+        `fp16_allreduce` sends them as float16 numbers.
+        """
         return gluon.Trainer(params, optimizer, kvstore=None)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Element-wise sum over the workers, in float64."""
         return np.asarray(values, dtype=np.float64)
 
-    def broadcast(self, params: gluon.ParameterDict) -> None:
-        """Give every worker the parameters of rank 0."""
+    def add_up(self, array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
+        """Sum over the workers on the device, in place; nothing is waited for.
+
+        Of a name, one sum at a time may be under way.
+        """
+        return array
+
+    def broadcast(self, params: gluon.ParameterDict | dict[str, mx.nd.NDArray]) -> None:
+        """Give every worker the values of rank 0, in place."""
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all workers, by rank, on every worker."""
@@ -63,22 +77,21 @@ class Workers:
         everywhere = len(faults) == self.size
         raise SharedFault(text if everywhere else f"{text} (on rank {rank} of {self.size})")
 
-    def average_running_statistics(self, net: gluon.HybridBlock) -> None:
-        """Give every worker the mean over the workers of the BN running means and variances.
+    def average(self, arrays: Sequence[mx.nd.NDArray]) -> None:
+        """Give every worker the mean over the workers of each array, in place.
 
-        Each rank gathers them from its own shard; evaluation and checkpoints want one network.
+        For the running means and variances of batch normalisation: each rank gathers them from
+        its own images, but evaluation and files want one network.
         """
         # With static_shape MXNet writes them without telling those who read them next.
         mx.nd.waitall()
-        if self.size == 1:
+        if self.size == 1 or not arrays:
             return
-        statistics = [parameter for parameter in net.collect_params().values()
-                      if parameter.grad_req == "null"]
-        arrays = [parameter.data().asnumpy() for parameter in statistics]
-        mean = self.sum(np.concatenate([array.ravel() for array in arrays])) / self.size
-        ends = np.cumsum([array.size for array in arrays])
-        for parameter, part, array in zip(statistics, np.split(mean, ends[:-1]), arrays):
-            parameter.set_data(mx.nd.array(part.reshape(array.shape), dtype=array.dtype))
+        values = [array.asnumpy() for array in arrays]
+        mean = self.sum(np.concatenate([value.ravel() for value in values])) / self.size
+        ends = np.cumsum([value.size for value in values])
+        for array, part in zip(arrays, np.split(mean, ends[:-1])):
+            array[:] = mx.nd.array(part.reshape(array.shape), dtype=array.dtype)
 
 
 class HorovodWorkers(Workers):
@@ -94,16 +107,23 @@ class HorovodWorkers(Workers):
                 "docs/installation.md says how it is built",
                 only_here=True,
             ) from None
+        runtime.end_stalled_workers()
         hvd.init()
         self._hvd = hvd
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
 
-    def trainer(self, params, optimizer):
-        return self._hvd.DistributedTrainer(params, optimizer)
+    def trainer(self, params, optimizer, fp16_allreduce=False):
+        compression = self._hvd.Compression
+        return self._hvd.DistributedTrainer(
+            params, optimizer,
+            compression=compression.fp16 if fp16_allreduce else compression.none)
 
     def sum(self, values):
         array = mx.nd.array(np.asarray(values, dtype=np.float64), dtype="float64")
         return self._hvd.allreduce(array, name="sum", op=self._hvd.Sum).asnumpy()
+
+    def add_up(self, array, name):
+        return self._hvd.allreduce_(array, name=name, op=self._hvd.Sum)
 
     def broadcast(self, params):
         self._hvd.broadcast_parameters(params, root_rank=0)

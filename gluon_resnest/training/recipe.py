@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -49,6 +50,17 @@ class Recipe:
     sharding
         ``"fixed"`` (paper): a worker reads its own even part of the data and never another;
         ``"global"``: each epoch's order is dealt anew to all workers.
+    ema
+        Decay of the moving average of the weights that is evaluated beside them; 0 for none.
+    accumulate
+        Parts in which a worker computes a batch, for batches that do not fit its memory.
+    clip_norm
+        Largest norm of the gradient of the global batch; 0 for any.
+    fp16_allreduce, amp
+        Send gradients as float16; compute in float16 where that is safe (GPUs only).
+    teacher, teacher_params, temperature, hard_weight
+        Model to learn from beside the labels, its weights (None: the published ones), the
+        softening of its answers, and the share of the labels, as in GluonCV's script.
     """
 
     model: str
@@ -78,6 +90,15 @@ class Recipe:
     color_jitter: float = 0.4
     lighting: float = 0.1
     sharding: str = "fixed"
+    ema: float = 0.0
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    fp16_allreduce: bool = False
+    amp: bool = False
+    teacher: str | None = None
+    teacher_params: str | None = None
+    temperature: float = 20.0
+    hard_weight: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,14 +107,26 @@ class Recipe:
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (value >= least and math.isfinite(value)):
-                raise InputError(f"{_flag(name)} {value} must be a number of at least {least}")
+                raise InputError(f"{flag_of(name)} {value} must be a number of at least {least}")
         if not 0 < self.crop_ratio <= 1:
             raise InputError(f"--crop-ratio {self.crop_ratio} must be above 0 and at most 1")
         for name, most in _MOST.items():
             if getattr(self, name) >= most:
                 raise InputError(
-                    f"{_flag(name)} {getattr(self, name)} is too large: give less than {most}"
+                    f"{flag_of(name)} {getattr(self, name)} is too large: give less than {most}"
                 )
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise InputError(f"--temperature {self.temperature} must be above 0")
+        if self.hard_weight > 1:
+            raise InputError(f"--hard-weight {self.hard_weight} must be at most 1")
+        if self.accumulate > self.batch_size:
+            raise InputError(f"--accumulate {self.accumulate} is more than the --batch-size "
+                             f"{self.batch_size} that it divides")
+        if self.teacher is not None:
+            find_variant(self.teacher)
+        elif self.teacher_params is not None:
+            raise InputError(f"--teacher-params {self.teacher_params} needs --teacher, the name "
+                             "of the model")
         if self.epochs and self.warmup_epochs >= self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup_epochs} leaves nothing of --num-epochs "
@@ -119,17 +152,28 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def differences(self, saved: Mapping[str, Any]) -> list[str]:
+        """The settings in which the recipe that was `saved` by :meth:`as_dict` is another one.
+
+        As ``--flag then (now ...)``. What a recipe of an older version lacks was as by default.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        return [f"{flag_of(name)} {saved.get(name, defaults[name])} (now {now})"
+                for name, now in self.as_dict().items()
+                if saved.get(name, defaults[name]) != now]
+
 
 _LEAST = {"classes": 2, "batch_size": 1, "epochs": 1, "base_lr": 0, "lr": 0, "warmup_epochs": 0,
           "warmup_lr": 0, "momentum": 0, "wd": 0, "label_smoothing": 0, "mixup_alpha": 0,
           "mixup_off_epoch": 0, "final_drop": 0, "dropblock_prob": 0, "color_jitter": 0,
-          "lighting": 0, "seed": 0}
-_MOST = {"momentum": 1, "label_smoothing": 1, "final_drop": 1, "dropblock_prob": 1}
+          "lighting": 0, "seed": 0, "ema": 0, "accumulate": 1, "clip_norm": 0, "hard_weight": 0}
+_MOST = {"momentum": 1, "label_smoothing": 1, "final_drop": 1, "dropblock_prob": 1, "ema": 1}
 
 
-def _flag(field: str) -> str:
+def flag_of(field: str) -> str:
     """The command line's flag that sets `field`."""
-    return {"epochs": "--num-epochs"}.get(field, f"--{field.replace('_', '-')}")
+    return {"epochs": "--num-epochs", "train_size": "--input-size"}.get(
+        field, f"--{field.replace('_', '-')}")
 
 
 def recipe_of(model: str, **overrides: Any) -> Recipe:

@@ -1,36 +1,16 @@
-"""What a run says of itself: a progress line, metrics.jsonl, and the learning curve."""
+"""What a run says of its steps: a progress line on the terminal, and lines of metrics."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import mxnet as mx
 from tqdm import tqdm
 
-
-class MetricsLog:
-    """``metrics.jsonl``: one JSON object a line, written through at once."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", encoding="utf-8")
-
-    def write(self, event: str, **values: Any) -> None:
-        """Append one event; floats keep full precision."""
-        record = {"event": event, "time": time.time(), **values}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_metrics(path: Path, event: str) -> list[dict[str, Any]]:
-    """The records of one kind of event in a ``metrics.jsonl``, in order."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record["event"] == event]
+from gluon_resnest.training.metrics import MetricsLog
+from gluon_resnest.training.throughput import memory_mb
 
 
 class DataClock:
@@ -60,45 +40,76 @@ class DataClock:
             yield batch
 
 
-def progress_bar(total: int, description: str, enabled: bool, unit: str = "step") -> tqdm:
+def progress_bar(total: int, description: str, enabled: bool, unit: str = "step",
+                 done: int = 0) -> tqdm:
     """A tqdm line; silent on every rank but the first."""
-    return tqdm(total=total, desc=description, unit=unit, disable=not enabled, leave=True,
-                dynamic_ncols=True, mininterval=0.5)
+    return tqdm(total=total, initial=done, desc=description, unit=unit, disable=not enabled,
+                leave=True, dynamic_ncols=True, mininterval=0.5)
 
 
-def draw_learning_curve(metrics: Path, picture: Path, title: str) -> None:
-    """Loss, accuracy and learning rate by epoch, from ``metrics.jsonl`` to a PNG."""
-    # matplotlib's object interface needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+class StepLog:
+    """Rank 0's line of metrics every so many steps, with means over the steps since the last.
 
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    draw_curves(figure.subplots(1, 2), metrics)
-    figure.suptitle(title)
-    figure.savefig(picture, dpi=110)
+    Parameters
+    ----------
+    metrics
+        Where the lines go; None on the other ranks.
+    interval
+        Steps between two lines.
+    workers
+        Number of devices.
+    ctx
+        Device of this worker.
+    flops_per_image
+        Of a forward and backward pass.
+    peak_gflops
+        What the device reaches in a large matrix product, or None.
+    """
 
+    def __init__(self, metrics: MetricsLog | None, interval: int, workers: int, ctx: mx.Context,
+                 flops_per_image: float, peak_gflops: float | None) -> None:
+        self._metrics, self._interval, self._workers, self._ctx = metrics, interval, workers, ctx
+        self._flops, self._peak = flops_per_image, peak_gflops
+        self.start_epoch(DataClock())
 
-def draw_curves(axes: Any, metrics: Path) -> None:
-    """Draw losses on the first of two axes, accuracy and learning rate on the second."""
-    trained = read_metrics(metrics, "epoch")
-    validated = read_metrics(metrics, "validation")
-    losses, accuracy = axes
-    losses.plot([r["epoch"] for r in trained], [r["loss"] for r in trained],
-                marker=".", label="training")
-    losses.plot([r["epoch"] for r in validated], [r["loss"] for r in validated],
-                marker=".", label="validation")
-    losses.set(xlabel="epoch", ylabel="cross entropy, nats")
-    losses.grid(alpha=0.3)
-    losses.legend()
-    accuracy.plot([r["epoch"] for r in validated], [r["top1"] for r in validated],
-                  marker=".", color="tab:green", label="validation top-1")
-    accuracy.set(xlabel="epoch", ylabel="accuracy, %")
-    accuracy.grid(alpha=0.3)
-    rate = accuracy.twinx()
-    rate.plot([r["epoch"] for r in trained], [r["lr"] for r in trained],
-              color="tab:grey", linewidth=1, linestyle="--", label="learning rate")
-    rate.set_ylabel("learning rate at the epoch's end")
-    rate.set_ylim(bottom=0)
-    handles = accuracy.get_legend_handles_labels()[0] + rate.get_legend_handles_labels()[0]
-    accuracy.legend(handles, [handle.get_label() for handle in handles], loc="center right")
+    def start_epoch(self, clock: DataClock) -> None:
+        """Begin with the clock of another epoch; validation is no part of any line."""
+        self.clock = clock
+        self._epoch_images = self._steps = self._images = 0
+        self._seconds = self._data_seconds = 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether `step` gets a line."""
+        return step % self._interval == 0
+
+    def add(self, step: int, images: int, **values: Any) -> None:
+        """Note a step of `images` over all workers; `values` are those of the line if it is due.
+
+        A value that is None was not measured.
+        """
+        self._steps += 1
+        self._images += images
+        self._epoch_images += images
+        if self._metrics is None or not self.due(step):
+            return
+        seconds = self.clock.seconds - self._seconds
+        data_seconds = self.clock.data_seconds - self._data_seconds
+        rate = self._images / seconds
+        self._metrics.write(
+            "step", step=step, **values, images_per_second=rate,
+            images_per_second_per_device=rate / self._workers,
+            step_seconds=seconds / self._steps, data_seconds=data_seconds / self._steps,
+            peak_share=self.peak_share(rate), memory_mb=memory_mb(self._ctx))
+        self._steps = self._images = 0
+        self._seconds, self._data_seconds = self.clock.seconds, self.clock.data_seconds
+
+    @property
+    def images_per_second(self) -> float:
+        """On all devices, since the clock of this epoch was started."""
+        return self._epoch_images / self.clock.seconds
+
+    def peak_share(self, images_per_second: float) -> float | None:
+        """Share of what a device could compute that so many images on all devices are."""
+        if not self._peak:
+            return None
+        return images_per_second / self._workers * self._flops / (self._peak * 1e9)

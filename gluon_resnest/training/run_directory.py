@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +21,18 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LAST = "last.params"
 BEST = "best.params"
+BEST_EMA = "best-ema.params"
 CURVE = "learning_curve.png"
 CLASSES = "classes.txt"
 BAD_RECORDS = "bad_records.jsonl"
-FILES = (CONFIG, METRICS, LAST, BEST, CURVE, CLASSES)
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+RESULT = "result.json"
+LOCK = "run.lock"
+
+_WEIGHTS = (LAST, BEST, BEST_EMA)
+_FILES = (CONFIG, METRICS, *_WEIGHTS, CURVE, CLASSES, RESULT)
+_FOLDERS = (CHECKPOINTS, TENSORBOARD)
 
 
 def default_run_directory(model: str) -> Path:
@@ -27,24 +40,100 @@ def default_run_directory(model: str) -> Path:
     return Path("runs") / f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def create_run_directory(path: Path, overwrite: bool, config: dict[str, Any]) -> None:
-    """Make `path` ready for a new run, with the resolved settings in it.
+class RunLock:
+    """Keeps a second run out of a run directory for as long as this process lives.
+
+    The file names the process, so that signals can be sent to it. The lock goes with the process,
+    however that ends; the file is removed by :meth:`release`.
 
     Raises
     ------
     InputError
-        If it holds a run already and not `overwrite`, or cannot be written to.
+        Another process writes to the directory, or this one may not.
     """
-    existing = [name for name in FILES if (path / name).exists()]
-    if existing and not overwrite:
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / LOCK
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write to --save-dir {directory}: "
+                             f"{error.strerror or error}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise InputError(f"--save-dir {directory} is being written by {holder}: wait for it, "
+                             "end it, or choose another folder") from None
+        except OSError:
+            pass  # a file system without locks: then there is none to be had
+        with contextlib.suppress(OSError):  # a full disk is met, and said, when it matters
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._file.flush()
+
+    def release(self) -> None:
+        """Let others in."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether something was trained in `path` that a new run must not delete unasked."""
+    return any((path / name).exists() for name in _WEIGHTS)
+
+
+def refuse_a_run(path: Path) -> None:
+    """Raise an InputError if `path` holds a run."""
+    existing = [name for name in (*_FILES, *_FOLDERS) if (path / name).exists()]
+    if existing:
         raise InputError(
             f"--save-dir {path} holds a run already ({', '.join(existing)}): choose another "
-            "folder, or give --overwrite to delete it"
-        )
-    if (path / BAD_RECORDS).exists():  # of a run that ended there before it had anything else
-        existing.append(BAD_RECORDS)
-    for name in existing:
-        (path / name).unlink()
+            "folder, or give --overwrite to delete it")
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write ``result.json``, the outcome of a run that has come to its end."""
+    with replacing(path / RESULT) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_result` wrote, or None."""
+    try:
+        result = json.loads((path / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def clear_run_directory(path: Path) -> None:
+    """Remove what a run left in `path`; what else is there stays.
+
+    Raises
+    ------
+    InputError
+        It cannot be removed.
+    """
+    try:
+        for name in (*_FILES, BAD_RECORDS):
+            with contextlib.suppress(FileNotFoundError):
+                (path / name).unlink()
+        for name in _FOLDERS:
+            if (path / name).is_dir():
+                shutil.rmtree(path / name)
+    except OSError as error:
+        raise InputError(f"cannot delete the run in --save-dir {path}: "
+                         f"{error.strerror or error}") from None
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Keep the resolved settings of a run, so that ``-c`` can take them again."""
     with replacing(path / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
@@ -54,12 +143,15 @@ def discard_unless_trained(path: Path) -> None:
 
     The list of bad records stays: it may be why the run ended.
     """
-    if (path / LAST).exists():
+    if holds_weights(path) or any((path / CHECKPOINTS).glob("step-*")):
         return
-    for name in FILES:
-        (path / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # the list, or the user's own files
-        path.rmdir()
+    with contextlib.suppress(OSError):
+        for name in _FILES:
+            (path / name).unlink(missing_ok=True)
+        for name in _FOLDERS:
+            shutil.rmtree(path / name, ignore_errors=True)
+        (path / LOCK).unlink(missing_ok=True)
+        path.rmdir()  # unless there is the list, or the user's own files
 
 
 def write_class_names(path: Path, names: list[str]) -> None:

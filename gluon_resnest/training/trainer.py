@@ -2,66 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import math
+import signal
+import sys
+from dataclasses import replace
 from typing import Any
 
 import mxnet as mx
 import numpy as np
-from mxnet import autograd, gluon
 from tqdm import tqdm
 
-from gluon_resnest.data.bad_records import DEFAULT_SHARE
-from gluon_resnest.data.class_names import check_class_names
-from gluon_resnest.data.loader import EvaluationLoader, TrainLoader
 from gluon_resnest.data.mixup import MIXUP_STREAM, draw_lambdas, mix_with_reverse, smoothed_labels
-from gluon_resnest.data.prefetch import DEFAULT_PATIENCE
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.errors import InputError
 from gluon_resnest.evaluation import Result, evaluate
-from gluon_resnest.layers import (
-    Normalize,
-    scheduled_drop_prob,
-    set_drop_prob,
-    without_dropblock,
-)
-from gluon_resnest.models import ResNeSt, get_model, save_weights
+from gluon_resnest.layers import Normalize, scheduled_drop_prob, set_drop_prob, without_dropblock
 from gluon_resnest.training import run_directory as files
+from gluon_resnest.training.agreement import AgreeingWorkers, Agreement
+from gluon_resnest.training.arrays import RunArrays
 from gluon_resnest.training.bad_record_log import BadRecordLog
 from gluon_resnest.training.distributed import SharedFault, Workers, device
+from gluon_resnest.training.divergence import Divergence
+from gluon_resnest.training.ema import MovingAverage
+from gluon_resnest.training.plots import draw_learning_curve
+from gluon_resnest.training.progress import EpochSums, Progress
 from gluon_resnest.training.recipe import Recipe
-from gluon_resnest.training.report import (
-    DataClock,
-    MetricsLog,
-    draw_learning_curve,
-    progress_bar,
+from gluon_resnest.training.report import DataClock, progress_bar
+from gluon_resnest.training.setup import (
+    RunOptions,
+    make_loaders,
+    make_network,
+    make_updater,
+    start_mixed_precision,
 )
+from gluon_resnest.training.signals import Wishes
+from gluon_resnest.training.start import Start, begin_or_resume
+from gluon_resnest.training.watchdog import Watchdog
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Where a run reads and writes, what it starts from, and how it reports."""
+class Stopped(Exception):
+    """A signal asked for the end, and the run can go on from where it stopped."""
 
-    rec_train: Path
-    save_dir: Path
-    rec_train_idx: Path | None = None
-    rec_val: Path | None = None
-    rec_val_idx: Path | None = None
-    overwrite: bool = False
-    pretrained: bool | Path = False
-    data_nthreads: int | None = None
-    data_timeout: float = DEFAULT_PATIENCE
-    max_bad_records: float = DEFAULT_SHARE
-    skip_bad_records: bool = False
-    no_cuda: bool = False
-    eval_frequency: int = 1
-    save_frequency: int = 1
-    log_interval: int = 50
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: str(value) if isinstance(value, Path) else value
-                for name, value in vars(self).items()}
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class Trainer:
@@ -77,206 +60,298 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, options: RunOptions, workers: Workers) -> None:
-        self.recipe = recipe
-        self.options = options
-        self.workers = workers
+        self.recipe, self.options, self.workers = recipe, options, workers
         self.ctx = device(workers, options.no_cuda)
-        self.records = RecordFile(options.rec_train, options.rec_train_idx)
-        shared = {"batch_size": recipe.batch_size, "rank": workers.rank, "world": workers.size,
-                  "classes": recipe.classes, "threads": options.data_nthreads,
-                  "patience": options.data_timeout}
-        self.loader = TrainLoader(
-            self.records,
-            TrainTransform(recipe.train_size, auto_augment=recipe.auto_aug,
-                           color_jitter=recipe.color_jitter, lighting=recipe.lighting),
-            seed=recipe.seed, sharding=recipe.sharding, max_bad_records=options.max_bad_records,
-            **shared,
-        )
-        self.validation_loader = None
-        if options.rec_val is not None:
-            validation = RecordFile(options.rec_val, options.rec_val_idx)
-            check_class_names(validation, self.records.class_names)
-            self.validation_images = len(validation)
-            self.validation_loader = EvaluationLoader(
-                validation, EvaluationTransform(recipe.test_size, recipe.crop_ratio),
-                skip_bad_records=options.skip_bad_records, **shared)
-        self.net = self._network()
+        if recipe.amp:
+            start_mixed_precision(self.ctx)
+        data = make_loaders(recipe, options, workers)
+        self.records, self.loader = data.records, data.train
+        self.validation_loader = data.validation
+        self.validation_images = data.validation_images
+        self.net = make_network(recipe, options.pretrained, self.ctx)
         self.normalize = Normalize()
         self.normalize.hybridize(static_alloc=True)
-        self.loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
         self.schedule = recipe.schedule(len(self.records), workers.size)
-        self.global_batches = self.loader.sampling.sizes(recipe.batch_size, workers.size)
-        self.step = 0
-        self.best: Result | None = None
+        self.updater = make_updater(self.net, recipe, workers, self.ctx, self.schedule(0))
+        self.agreeing = AgreeingWorkers(workers)
+        self.wishes = Wishes()
+        self.progress = Progress()
 
-    def _network(self) -> ResNeSt:
-        recipe = self.recipe
-        mx.random.seed(recipe.seed)
-        net = get_model(recipe.model, pretrained=self.options.pretrained, classes=recipe.classes,
-                        ctx=self.ctx, final_drop=recipe.final_drop, last_gamma=recipe.last_gamma,
-                        dropblock_prob=recipe.dropblock_prob)
-        if not self.options.pretrained:
-            net.initialize(ctx=self.ctx)
-        if not recipe.wd_all:
-            for name, parameter in net.collect_params().items():
-                # Decay convolution and dense weights only (paper, "Regularization").
-                parameter.wd_mult = 1.0 if name.endswith("weight") else 0.0
-        net.hybridize(static_alloc=True)
-        return net
+    # ---- the whole run ----
 
     def run(self) -> Result | None:
-        """Train all epochs; the best validation result, or None without validation data."""
-        recipe, workers = self.recipe, self.workers
+        """Train all epochs that are not behind; the best validation, or None without validation.
+
+        Raises
+        ------
+        Stopped
+            A signal asked for the end; a checkpoint is written.
+        InputError
+            Records that cannot be read, a loss that is no finite number, a disk that is full.
+        """
+        workers = self.workers
         self.save_dir = workers.gather(self.options.save_dir)[0]  # its default holds the time
-        workers.together(self._create_run_directory)
-        self.bad_records = BadRecordLog(
-            self.save_dir / files.BAD_RECORDS, self.loader.bad_records, workers)
-        params = self.net.collect_params()
-        workers.broadcast(params)
-        # Ranks start from the same weights, but drop different neurons.
-        mx.random.seed(recipe.seed * 65_537 + workers.rank)
-        self.gluon_trainer = workers.trainer(
-            params, mx.optimizer.NAG(momentum=recipe.momentum, wd=recipe.wd,
-                                     learning_rate=self.schedule(0)))
-        self.upcoming = self.loader.epoch(0)
-        epoch = 0
+        workers.broadcast(self.net.collect_params())
+        self.average = MovingAverage(self.net, self.recipe.ema) if self.recipe.ema else None
+        self.arrays = RunArrays(self.updater, self.average, workers)
+        start = begin_or_resume(self)
+        self.progress = start.progress
+        if start.complete:
+            self.say(f"the run in {self.save_dir} is complete: nothing is left to do")
+            start.close()
+            return start.best
+        self._prepare(start)
+        who = f"rank {workers.rank} of {workers.size}" if workers.size > 1 else "the run"
         try:
-            for epoch in range(recipe.epochs):
-                self._train_epoch(epoch)
-                self._finish_epoch(epoch)
+            with self.wishes, Watchdog(self.options.hang_timeout, who) as self.watchdog:
+                self._train()
+        except Stopped:
+            raise
         except SharedFault:
-            self.bad_records.give_up(epoch)
-            if workers.rank == 0:
-                files.discard_unless_trained(self.save_dir)
+            self._give_up(discard=workers.rank == 0)
             raise
         except InputError as error:
-            self.bad_records.give_up(epoch)
             # Here, whatever the rank: rank 0 waits for this one, and will not outlive it for long.
-            files.discard_unless_trained(self.save_dir)
+            self._give_up(discard=True)
             raise InputError(str(error), only_here=True) from error
         except mx.MXNetError as error:
             if not workers.was_abandoned(error):
                 raise
-            self.bad_records.give_up(epoch)
-            files.discard_unless_trained(self.save_dir)
+            self._give_up(discard=True)
+            if self.wishes.stop:
+                raise Stopped(self.wishes.stop) from None
             raise InputError("another worker stopped: its own line says why") from None
         finally:
             self.upcoming.close()
-            if workers.rank == 0:
-                self.metrics.close()
-        return self.best
+            start.close()
+        return self.progress.best
 
-    def _create_run_directory(self) -> None:
-        if self.workers.rank != 0:
-            return
-        config = {"recipe": self.recipe.as_dict(), "run": self.options.as_dict(),
-                  "workers": self.workers.size}
-        files.create_run_directory(self.save_dir, self.options.overwrite, config)
-        if self.records.class_names:
-            files.write_class_names(self.save_dir / files.CLASSES, self.records.class_names)
-        self.metrics = MetricsLog(self.save_dir / files.METRICS)
+    def _prepare(self, start: Start) -> None:
+        self.saver, self.metrics, self.step_log = start.saver, start.metrics, start.step_log
+        self.bad_records = BadRecordLog(
+            self.save_dir / files.BAD_RECORDS, self.loader.bad_records, self.workers)
+        self.divergence = Divergence(self.options.nan_policy, self.updater, self.arrays,
+                                     self.workers, self.saver, self.warn)
+        self.upcoming = self._batches_left()
 
-    def _train_epoch(self, epoch: int) -> None:
-        images_done, loss_sum, pending = 0, 0.0, None
-        description = f"epoch {epoch + 1}/{self.recipe.epochs}"
-        clock = self.clock = DataClock()
-        with progress_bar(len(self.loader), description, self.workers.rank == 0) as bar:
-            for batch, (images, labels) in enumerate(clock.waiting_for(self.upcoming)):
-                self.bad_records.note(epoch)
-                loss = self._train_step(epoch, batch, images, labels)
-                images_done += int(self.global_batches[batch])
-                if pending is not None:
-                    # Read one step late: the device computes this step meanwhile.
-                    loss_sum += self._report_step(*pending, bar, images_done)
-                pending = (self.step, loss, len(labels))
-            loss_sum += self._report_step(*pending, bar, images_done)
-        seconds, data_seconds = clock.seconds, clock.data_seconds
-        self.bad_records.note(epoch)  # before the next epoch's threads find more
-        if epoch + 1 < self.recipe.epochs:
+    def _give_up(self, discard: bool) -> None:
+        self.bad_records.give_up(self.progress.position.epoch)
+        if discard:
+            files.discard_unless_trained(self.save_dir)
+
+    def say(self, text: str) -> None:
+        if self.workers.rank == 0:
+            print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Say something on rank 0, above the progress line."""
+        if self.workers.rank == 0:
+            tqdm.write(f"warning: {text}", file=sys.stderr)
+
+    def _train(self) -> None:
+        progress, saver = self.progress, self.saver
+        while True:
+            self._train_epoch()
+            self._finish_epoch()
+            if progress.position.epoch + 1 == self.recipe.epochs or not self._until_cap():
+                break
+            progress.position = progress.position.next_epoch()
+            progress.sums = EpochSums()
+        if self.workers.rank == 0:
+            if not saver.finish():
+                raise InputError(f"the last checkpoint is missing: {saver.failure}",
+                                 only_here=True)
+            files.write_result(self.save_dir, {
+                "complete": progress.position.epoch + 1 == self.recipe.epochs and not self._left(),
+                **progress.as_dict(self.loader.sampling)})
+
+    def _left(self) -> int:
+        """Steps left of the epoch."""
+        return self.loader.sampling.steps(
+            self.recipe.batch_size, self.workers.size, self.progress.position.legs)
+
+    def _until_cap(self) -> float:
+        """Steps until --steps."""
+        cap = self.options.steps
+        return math.inf if cap is None else max(0, cap - self.progress.step)
+
+    # ---- an epoch ----
+
+    def _batches_left(self) -> Any:
+        position = self.progress.position
+        return self.loader.epoch(position.epoch, position.legs)
+
+    def _train_epoch(self) -> None:
+        """Take the steps that are left of the epoch."""
+        recipe, workers, progress = self.recipe, self.workers, self.progress
+        epoch, left, whole = progress.position.epoch, self._left(), len(self.loader)
+        take = int(min(left, self._until_cap()))
+        if take:
+            sizes = self.loader.sampling.sizes(
+                recipe.batch_size, workers.size, progress.position.legs).tolist()
+            # The end of an epoch is where the schedule has it, whatever workers it began with.
+            scheduled = range((epoch + 1) * whole - left + 1, (epoch + 1) * whole + 1)
+            with progress_bar(whole, f"epoch {epoch + 1}/{recipe.epochs}", workers.rank == 0,
+                              done=whole - left) as bar:
+                self._take_steps(list(zip(scheduled, sizes))[:take], bar)
+        self.upcoming.close()
+        if take == left and epoch + 1 < recipe.epochs and self._until_cap():
             # Its first batches are made while this one is validated and saved.
             self.upcoming = self.loader.epoch(epoch + 1)
-        (loss_total,) = self.workers.sum(np.array([loss_sum]))
+
+    def _take_steps(self, steps: list[tuple[int, int]], bar: tqdm) -> None:
+        """Take steps, each with its number in the schedule and its global batch."""
+        progress, epoch = self.progress, self.progress.position.epoch
+        sums, before = progress.sums, replace(progress.sums)
+        clock = DataClock()
+        self.step_log.start_epoch(clock)
+        # The steps come first: zip asks them first, and no batch is taken that is not used.
+        for (scheduled, size), batch in zip(steps, clock.waiting_for(self.upcoming)):
+            self.bad_records.note(epoch)
+            agreed = self._train_step(*batch, size, scheduled)
+            sums.seconds = before.seconds + clock.seconds
+            sums.data_seconds = before.data_seconds + clock.data_seconds
+            self._show(bar, agreed, size, scheduled)
+            self._keep_wishes(agreed)
+        self.bad_records.note(epoch)  # before the next epoch's threads find more
         if self.workers.rank == 0:
+            rate = self.step_log.images_per_second
             self.metrics.write(
-                "epoch", epoch=epoch + 1, step=self.step, loss=loss_total / len(self.records),
-                lr=self.schedule(self.step), seconds=seconds, data_seconds=data_seconds,
-                images_per_second=images_done / seconds)
+                "epoch", epoch=epoch + 1, step=progress.step, loss=sums.loss,
+                lr=self.schedule(scheduled), seconds=sums.seconds, data_seconds=sums.data_seconds,
+                images_per_second=rate, peak_share=self.step_log.peak_share(rate))
+
+    # ---- a step ----
 
     def _train_step(
-        self, epoch: int, batch: int, images: np.ndarray, labels: np.ndarray
-    ) -> mx.nd.NDArray:
-        """One update of the weights; the mean loss of this rank's batch, not yet computed."""
-        recipe = self.recipe
-        self.step += 1
+        self, images: np.ndarray, labels: np.ndarray, global_batch: int, scheduled: int
+    ) -> Agreement:
+        """One update of the weights, number `scheduled` of the schedule."""
+        recipe, progress, updater = self.recipe, self.progress, self.updater
+        inputs, targets = self._prepared(images, labels)
+        progress.step += 1
+        if recipe.dropblock_prob or recipe.final_drop:
+            # Ranks drop different neurons. Anew in each step, as MXNet cannot save its generator.
+            key = (recipe.seed, self.workers.rank, progress.step)
+            mx.random.seed(int(np.random.SeedSequence(key).generate_state(1)[0] >> 1))
+        set_drop_prob(self.net, scheduled_drop_prob(
+            scheduled, self.schedule.total_steps, recipe.dropblock_prob))
+        self.divergence.before_step()
+        losses, backward = updater.forward(inputs, targets)
+        answer = self.agreeing.ask(
+            losses, self.wishes.save or self.saver.wish(), bool(self.wishes.stop))
+        backward()
+        agreed = self.agreeing.read(answer)
+        share, lr = global_batch / self.workers.size, self.schedule(scheduled)
+        logged = self.step_log.due(progress.step)
+        self.allreduce_seconds = updater.exchange(timed=logged and self.workers.size > 1)
+        self.norm = None
+        if logged or self.options.nan_policy == "skip":
+            self.norm = float(updater.gradient_norm(share).asscalar())
+        if self.divergence.is_usable(agreed, progress, inputs, losses, self.norm, lr, self.metrics):
+            updater.update(lr, share)
+            if self.average is not None:
+                self.average.update(progress.step)
+            progress.sums.loss_sum += agreed.loss_sum
+            progress.sums.images += global_batch
+        progress.position = progress.position.advance(
+            self.loader.sampling, recipe.batch_size, self.workers.size)
+        self.watchdog.beat(f"step {progress.step}")
+        return agreed
+
+    def _prepared(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        """Normalised images (N, 3, H, W) and target distributions (N, K), mixed if they are to."""
+        recipe, position = self.recipe, self.progress.position
         inputs = self.normalize(mx.nd.array(images, ctx=self.ctx, dtype=np.uint8))
         targets = mx.nd.array(
             smoothed_labels(labels, recipe.classes, recipe.label_smoothing, recipe.smoothing_rule),
             ctx=self.ctx)
-        if recipe.mixup_alpha > 0 and epoch < recipe.epochs - recipe.mixup_off_epoch:
-            rng = np.random.default_rng(
-                [recipe.seed, epoch, batch, self.workers.rank, MIXUP_STREAM])
+        if recipe.mixup_alpha > 0 and position.epoch < recipe.epochs - recipe.mixup_off_epoch:
+            rng = np.random.default_rng([recipe.seed, position.epoch, position.steps,
+                                         self.workers.rank, MIXUP_STREAM])
             lambdas = mx.nd.array(
                 draw_lambdas(len(labels), recipe.mixup_alpha, rng, recipe.mixup_lambda),
                 ctx=self.ctx)
             inputs = mix_with_reverse(inputs, lambdas)
             targets = mix_with_reverse(targets, lambdas)
-        set_drop_prob(self.net, scheduled_drop_prob(
-            self.step, self.schedule.total_steps, recipe.dropblock_prob))
-        with autograd.record():
-            loss = self.loss(self.net(inputs), targets)
-        loss.backward()
-        self.gluon_trainer.set_learning_rate(self.schedule(self.step))
-        # Horovod sums over the ranks and divides by their number: so each image of the global
-        # batch weighs the same, also where the ranks' batches differ by one image.
-        self.gluon_trainer.step(self.global_batches[batch] / self.workers.size)
-        return loss.mean()
+        return inputs, targets
 
-    def _report_step(self, step, loss, images, bar, images_done) -> float:
-        """Wait for the loss of `step`, show it, and return its sum over this rank's images."""
-        value = float(loss.asscalar())
-        if not np.isfinite(value):
-            raise InputError(
-                f"the loss of rank {self.workers.rank} is {value} at step {step}: the run "
-                f"diverged; try a lower --lr (it was {self.schedule(step):.4g} in all)"
-            )
-        lr, rate = self.schedule(step), images_done / self.clock.seconds
+    def _show(self, bar: tqdm, agreed: Agreement, images: int, scheduled: int) -> None:
+        progress, lr = self.progress, self.schedule(scheduled)
+        loss, log = agreed.loss_sum / images, self.step_log
+        log.add(progress.step, images, epoch=scheduled / len(self.loader), loss=loss, lr=lr,
+                grad_norm=self.norm, allreduce_seconds=self.allreduce_seconds)
         bar.update()
-        bar.set_postfix_str(f"loss {value:.3f}, lr {lr:.4g}, {rate:.1f} images/s, "
-                            f"data {self.clock.share:.0%}", refresh=False)
-        if self.workers.rank == 0 and step % self.options.log_interval == 0:
-            self.metrics.write("step", step=step, loss=value, lr=lr, images_per_second=rate,
-                               data_share=self.clock.share)
-        return value * images
+        bar.set_postfix_str(
+            f"loss {loss:.3f}, lr {lr:.4g}, {log.images_per_second:.1f} images/s, "
+            f"data {log.clock.share:.0%}", refresh=False)
 
-    def _finish_epoch(self, epoch: int) -> None:
+    # ---- checkpoints ----
+
+    def _save(self) -> None:
+        progress = self.progress
+        progress.metrics_lines = self.metrics.lines if self.metrics else 0
+        self.saver.save(self.arrays, progress.step, {
+            "progress": progress.as_dict(self.loader.sampling),
+            "loss_scale": self.updater.loss_scale()})
+
+    def _keep_wishes(self, agreed: Agreement) -> None:
+        """Save if all know that it is wished or due; end if that is wished."""
+        if agreed.save or agreed.stop or self.saver.due(self.progress.step):
+            self.wishes.save = False
+            self._save()
+        if agreed.stop:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.workers.rank == 0 and not self.saver.finish():
+            raise InputError(f"stopped, but the last checkpoint is missing: {self.saver.failure}",
+                             only_here=True)
+        raise Stopped(self.wishes.stop or signal.SIGTERM)
+
+    def _finish_epoch(self) -> None:
         """Write a checkpoint; validate if it is due, and write what follows from that."""
-        self.workers.average_running_statistics(self.net)
-        last, every = epoch + 1 == self.recipe.epochs, self.options.eval_frequency
+        progress, options, epoch = self.progress, self.options, self.progress.position.epoch
+        whole = not self._left()
+        last = epoch + 1 == self.recipe.epochs or not self._until_cap()
+        often = options.eval_frequency
+        validated = (self.validation_loader is not None and progress.validated <= epoch
+                     and (last or (often > 0 and (epoch + 1) % often == 0)))
+        self.workers.average(self.arrays.statistics())
         # Before validation: a fault in the validation records must not cost the epoch.
-        if self.workers.rank == 0 and (last or (epoch + 1) % self.options.save_frequency == 0):
-            save_weights(self.net, self.save_dir / files.LAST)
+        if last or validated or (epoch + 1) % options.save_frequency == 0:
+            self._save()
         self.workers.together(lambda: self.bad_records.share(epoch))
-        due = last or (every > 0 and (epoch + 1) % every == 0)
-        result = self._validate() if due and self.validation_loader is not None else None
-        if self.workers.rank != 0:
-            return
-        if result is not None:
-            self._report_validation(epoch, result)
-        if result is not None or last:
+        if validated:
+            progress.best = self._validated("validation", progress.best, files.BEST)
+            if self.average is not None:
+                with self.average.in_place_of_weights():
+                    progress.best_ema = self._validated(
+                        "validation_ema", progress.best_ema, files.BEST_EMA)
+            progress.validated = epoch + 1 if whole else progress.validated
+        if self.workers.rank == 0 and (validated or last):
             draw_learning_curve(self.save_dir / files.METRICS, self.save_dir / files.CURVE,
                                 f"{self.recipe.model}, {self.workers.size} worker(s)")
 
-    def _report_validation(self, epoch: int, result: Result) -> None:
-        self.metrics.write("validation", epoch=epoch + 1, step=self.step, **result.as_dict())
-        print(f"epoch {epoch + 1}: validation top-1 {result.top1:.2f} %, top-5 "
-              f"{result.top5:.2f} %, loss {result.loss:.4f}, {result.images} images", flush=True)
-        if self.best is None or result.top1 > self.best.top1:
-            self.best = result
-            save_weights(self.net, self.save_dir / files.BEST)
+    def _validated(self, event: str, best: Result | None, name: str) -> Result:
+        """Validate the network as it is; the better of this result and `best`."""
+        result, progress = self._validate(), self.progress
+        better = best is None or result.top1 > best.top1
+        if self.workers.rank == 0:
+            epoch = progress.position.epoch + 1
+            self.metrics.write(event, epoch=epoch, step=progress.step, **result.as_dict())
+            what = "validation" if event == "validation" else "moving average"
+            print(f"epoch {epoch}: {what} top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
+                  f"loss {result.loss:.4f}, {result.images} images", flush=True)
+            if better:
+                self.saver.keep_best(name, average=name == files.BEST_EMA)
+        return result if better else best
 
     def _validate(self) -> Result:
-        batches = tqdm(self.validation_loader, desc="validation", unit="batch", leave=False,
-                       disable=self.workers.rank != 0)
+        batches = tqdm(self._watched(), total=len(self.validation_loader), desc="validation",
+                       unit="batch", leave=False, disable=self.workers.rank != 0)
         with without_dropblock(self.net):  # it would do nothing here, but cost a third of the time
             return evaluate(
                 lambda pixels: self.net(self.normalize(pixels)),
@@ -284,3 +359,11 @@ class Trainer:
                 reduce=self.workers.sum, batch_size=self.recipe.batch_size,
                 skipped=self.validation_loader.bad_records,
             )
+
+    def _watched(self) -> Any:
+        """Validation batches, unless a signal asks for the end: the epoch is saved already."""
+        for number, batch in enumerate(self.validation_loader):
+            self.watchdog.beat(f"validation batch {number}")
+            if self.wishes.stop:
+                self._stop()
+            yield batch

@@ -1,8 +1,8 @@
 """One update of resnest14 on a part of a batch, by the trainer's own way over the workers.
 
-Usage: one_update.py WEIGHTS BATCH OUTPUT SIZES, with SIZES the images of each rank: "3,2". Plain
-gradient descent at rate 1, so that the weights' difference is the gradient; batch normalisation
-by its running statistics, so that images do not see each other.
+Usage: one_update.py WEIGHTS BATCH OUTPUT SIZES [ACCUMULATE CLIP FP16]; SIZES: images of each
+rank: "3,2". Plain gradient descent at rate 1, so that the weights' difference is the gradient;
+batch normalisation by its running statistics, so that images do not see each other.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import sys
 
 import gluon_resnest
 from gluon_resnest.training.distributed import connect
+from gluon_resnest.training.update import Updater
 
 # isort: split
 import mxnet as mx
 import numpy as np
 
 
-def main(weights: str, batch: str, output: str, sizes: str) -> None:
+def main(weights: str, batch: str, output: str, sizes: str, accumulate: str = "1",
+         clip: str = "0", fp16: str = "") -> None:
     workers = connect()
     ends = np.cumsum([int(size) for size in sizes.split(",")])
     assert workers.size == len(ends)
@@ -29,18 +31,23 @@ def main(weights: str, batch: str, output: str, sizes: str) -> None:
         net.load_parameters(weights)
     params = net.collect_params()
     workers.broadcast(params)
-    optimizer = workers.trainer(params, mx.optimizer.SGD(learning_rate=1.0))
-    loss_of = mx.gluon.loss.SoftmaxCrossEntropyLoss()
-    with mx.autograd.record():
-        loss = loss_of(net(mx.nd.array(stored["images"][part])),
-                       mx.nd.array(stored["labels"][part]))
-    loss.backward()
-    optimizer.step(ends[-1] / workers.size)
+    optimizer = workers.trainer(params, mx.optimizer.SGD(learning_rate=1.0), bool(fp16))
+    updater = Updater(net, mx.gluon.loss.SoftmaxCrossEntropyLoss(), optimizer,
+                      accumulate=int(accumulate), clip_norm=float(clip))
+    losses, backward = updater.forward(mx.nd.array(stored["images"][part]),
+                                       mx.nd.array(stored["labels"][part]))
+    assert losses.shape == (len(stored["labels"][part]),)
+    backward()
+    share = ends[-1] / workers.size
+    updater.exchange()
+    if workers.rank == 0:
+        print("norm", updater.gradient_norm(share).asscalar())
+    updater.update(1.0, share)
 
     # Each rank pretends to have met other statistics; afterwards all have the mean.
     running = net.bn1.running_mean
     running.set_data(mx.nd.full(running.shape, 1.0 + workers.rank))
-    workers.average_running_statistics(net)
+    workers.average([running.data()])
     total = workers.sum(np.array([1.0 + workers.rank, len(stored["labels"][part])]))
     assert total.tolist() == [sum(range(1, workers.size + 1)), ends[-1]]
     assert workers.gather(f"rank {workers.rank}") == [f"rank {r}" for r in range(workers.size)]

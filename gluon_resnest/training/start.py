@@ -1,0 +1,187 @@
+"""The beginning of a run: a new run directory, or one that goes on from its newest checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gluon_resnest.data.position import Position
+from gluon_resnest.errors import InputError
+from gluon_resnest.evaluation import Result
+from gluon_resnest.models.cost import summary
+from gluon_resnest.training import run_directory as files
+from gluon_resnest.training.ablation import published
+from gluon_resnest.training.checkpoint import Snapshot
+from gluon_resnest.training.metrics import MetricsLog
+from gluon_resnest.training.progress import Progress
+from gluon_resnest.training.report import StepLog
+from gluon_resnest.training.saving import Saver
+from gluon_resnest.training.throughput import peak_gflops
+
+# A backward pass computes two products of matrices where the forward pass computes one, and a
+# multiply-add is two operations.
+_OPERATIONS = 3 * 2
+
+
+@dataclass
+class Start:
+    """What a run begins with.
+
+    Attributes
+    ----------
+    saver, metrics, step_log, progress
+        Of the run; `metrics` on rank 0 alone.
+    complete
+        Whether there is nothing left to do; `best` is then what was found.
+    """
+
+    saver: Saver
+    metrics: MetricsLog | None
+    step_log: StepLog | None
+    progress: Progress
+    complete: bool = False
+    best: Result | None = None
+    lock: files.RunLock | None = None
+
+    def close(self) -> None:
+        """Close the files, on rank 0."""
+        if self.metrics is not None:
+            self.metrics.close()
+        if self.lock is not None:
+            self.lock.release()
+
+
+@dataclass
+class _Found:
+    """What rank 0 sees in the run directory."""
+
+    lock: files.RunLock | None = None
+    snapshot: Snapshot | None = None
+    complete: bool = False
+
+
+def begin_or_resume(trainer: Any) -> Start:
+    """Set up the run directory of a :class:`~.trainer.Trainer`, and its arrays and progress.
+
+    Every worker calls it; rank 0 alone needs to see the directory.
+
+    Raises
+    ------
+    InputError
+        The directory cannot be written to, is another run's, or its checkpoints are all damaged.
+    """
+    workers, options, recipe = trainer.workers, trainer.options, trainer.recipe
+    saver = Saver(trainer.save_dir, workers, recipe, options.keep, options.checkpoint_minutes,
+                  options.checkpoint_steps, trainer.warn)
+    found = workers.together(lambda: _look(trainer, saver) if workers.rank == 0 else _Found())
+    state, complete = workers.gather(
+        (found.snapshot.state if found.snapshot else None, found.complete))[0]
+    try:
+        progress = workers.together(lambda: _progress(trainer, saver, state))
+        start = Start(saver, None, None, progress, complete, progress.best, found.lock)
+        if complete:
+            return start
+        if state is not None:
+            trainer.arrays.set(found.snapshot.arrays if found.snapshot else None)
+            trainer.updater.set_loss_scale(state["loss_scale"])
+            saver.last_step = progress.step
+        workers.together(lambda: _open(trainer, start, resumed=state is not None))
+        peak = peak_gflops(trainer.ctx)
+        flops = _OPERATIONS * summary(trainer.net, recipe.train_size).multiply_adds
+        start.step_log = StepLog(start.metrics, options.log_interval, workers.size, trainer.ctx,
+                                 flops, peak)
+        if workers.rank == 0:
+            start.metrics.write("start", **_described(trainer, progress, peak))
+            if state is not None:
+                print(_resumed(trainer, state, progress), flush=True)
+    except BaseException:
+        if found.lock is not None:
+            found.lock.release()
+        raise
+    return start
+
+
+def _look(trainer: Any, saver: Saver) -> _Found:
+    """Lock the run directory and read it; clear it where a run begins anew."""
+    directory, options = trainer.save_dir, trainer.options
+    lock = files.RunLock(directory)
+    try:
+        if options.overwrite:
+            files.clear_run_directory(directory)
+        if options.resume == "never":
+            files.refuse_a_run(directory)
+        snapshot = saver.found()
+        if snapshot is None:
+            if files.holds_weights(directory):
+                files.refuse_a_run(directory)
+            files.clear_run_directory(directory)  # of what ended before its first checkpoint
+            return _Found(lock)
+        saver.check(snapshot.state, options.override)
+        result = files.read_result(directory)
+        same = not trainer.recipe.differences(snapshot.state["recipe"])
+        complete = (same and result is not None and result.get("complete") is True
+                    and result.get("step") == snapshot.step)
+        return _Found(lock, snapshot, complete)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _progress(trainer: Any, saver: Saver, state: dict[str, Any] | None) -> Progress:
+    if state is None:
+        return Progress()
+    sampling, recipe, workers = trainer.loader.sampling, trainer.recipe, trainer.workers
+    progress = Progress.from_dict(state["progress"], sampling,
+                                  f"the position in {saver.checkpoints.folder}",
+                                  trainer.options.override)
+    position = progress.position
+    if position.epoch >= recipe.epochs:
+        raise InputError(f"--num-epochs {recipe.epochs} are fewer than the run in "
+                         f"{trainer.save_dir} has behind it: {position.epoch}")
+    try:
+        sampling.steps(recipe.batch_size, workers.size, position.legs)
+    except InputError as error:
+        if position.epoch + 1 >= recipe.epochs:
+            raise
+        trainer.warn(f"{error}; the next epoch begins")
+        progress.position = Position(position.epoch + 1)
+    return progress
+
+
+def _open(trainer: Any, start: Start, resumed: bool) -> None:
+    """Write what a run directory begins with, and open its metrics, on rank 0."""
+    if trainer.workers.rank != 0:
+        return
+    directory = trainer.save_dir
+    files.write_config(directory, {
+        "recipe": trainer.recipe.as_dict(), "run": trainer.options.as_dict(),
+        "workers": trainer.workers.size})
+    if trainer.records.class_names:
+        files.write_class_names(directory / files.CLASSES, trainer.records.class_names)
+    progress = start.progress
+    start.metrics = MetricsLog(directory, trainer.options.tensorboard,
+                               resumed_at=progress.step if resumed else None,
+                               lines=progress.metrics_lines if resumed else None)
+
+
+def _described(trainer: Any, progress: Progress, peak: float) -> dict[str, Any]:
+    recipe, workers = trainer.recipe, trainer.workers
+    return {
+        "step": progress.step, "model": recipe.model, "workers": workers.size,
+        "global_batch": recipe.batch_size * workers.size,
+        "total_steps": trainer.schedule.total_steps, "steps_per_epoch": len(trainer.loader),
+        "images": len(trainer.records), "epochs": recipe.epochs,
+        "peak_lr": recipe.peak_lr(workers.size), "device": str(trainer.ctx),
+        "device_gflops": peak, "published_top1": published(recipe)["published_top1"]}
+
+
+def _resumed(trainer: Any, state: dict[str, Any], progress: Progress) -> str:
+    position, workers = progress.position, trainer.workers
+    text = (f"going on with {trainer.save_dir} after step {progress.step} (epoch "
+            f"{position.epoch + 1}, {position.steps} steps into it)")
+    if state["workers"] != workers.size:
+        text += (f"; with {workers.size} workers, where there were {state['workers']}: the "
+                 f"learning rate follows the global batch of "
+                 f"{trainer.recipe.batch_size * workers.size}")
+    return text
+
