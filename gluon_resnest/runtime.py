@@ -20,7 +20,7 @@ _NUMPY_ALIASES = {"bool": bool, "int": int, "float": float, "complex": complex,
                   "object": object, "str": str}
 
 # Launchers name the rank differently: Horovod's Gloo launcher, Open MPI, MPICH or Intel MPI, Slurm.
-_RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _GLUONCV_STORE = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
 _RESNEST_STORE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step2/"
@@ -42,7 +42,9 @@ def launched_rank() -> int:
 
 def launched_size() -> int:
     """Number of processes that the launcher started; 1 when this one runs alone."""
-    return max(1, _first_integer(_SIZE, 1))
+    # `srun --mpi=pmix` gives the rank alone; without it Slurm's number may be of other processes.
+    tasks = _first_integer(("SLURM_STEP_NUM_TASKS",), 1) if "PMIX_RANK" in os.environ else 1
+    return max(1, _first_integer(_SIZE, tasks))
 
 
 def launched_local_size() -> int:
