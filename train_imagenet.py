@@ -19,6 +19,7 @@ from gluon_resnest.training.plan import plan
 from gluon_resnest.training.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
 from gluon_resnest.training.run_directory import default_run_directory
 from gluon_resnest.training.setup import RunOptions
+from gluon_resnest.training.signals import ignore_early_wishes
 from gluon_resnest.training.trainer import Stopped, Trainer
 
 
@@ -96,6 +97,7 @@ def prepare(workers: Workers) -> Trainer | None:
 
 
 def main() -> None:
+    ignore_early_wishes()
     workers = connect()
     trainer = workers.together(lambda: prepare(workers))
     stopped = None
@@ -106,7 +108,8 @@ def main() -> None:
             stopped = stop
         if workers.rank == 0:
             print(farewell(trainer, stopped) if stopped else outcome(trainer, best), flush=True)
-    workers.close()
+    if stopped is None or stopped.together:
+        workers.close()
     if stopped:
         sys.exit(128 + stopped.number)
 

@@ -211,3 +211,33 @@ def test_weights_that_are_not_finite_end_the_run_by_name(digits, tmp_path):
     assert "the first such tensor: " in error
     assert checkpoints(run) == [2]
     assert not records(run, "rollback")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["horovodrun", "rank 1"])
+def test_sigterm_in_validation_keeps_the_epoch(target, digits, tmp_path):
+    """Its checkpoint is there already; the ranks need not agree on anything."""
+    program = tmp_path / "slow.py"
+    program.write_text(
+        "import runpy, time\n"
+        "from gluon_resnest.training.trainer import Trainer\n"
+        "original = Trainer._watched\n"
+        "def slow(self):\n"
+        "    for batch in original(self):\n"
+        "        print('validates', flush=True)\n"
+        "        time.sleep(1 + self.workers.rank)\n"
+        "        yield batch\n"
+        "Trainer._watched = slow\n"
+        f"runpy.run_path({str(ROOT / 'train_imagenet.py')!r}, run_name='__main__')\n")
+    flags = arguments(digits, tmp_path / "run", "--rec-val", digits / "val.rec")[1:]
+    with Job(program, *flags, ranks=2, PYTHONPATH=str(ROOT)) as job:
+        job.wait_until(lambda: job.output.count("validates") >= 2, "validation")
+        ranks = job.rank_processes()
+        sent = time.monotonic()
+        os.kill(job.process.pid if target == "horovodrun" else ranks[1].pid, signal.SIGTERM)
+        psutil.wait_procs(ranks, timeout=60)
+        assert time.monotonic() - sent < 2 * HOROVODS_GRACE
+        assert job.end() != 0
+    assert "Traceback" not in job.output.partition("Process ")[0]
+    assert checkpoints(tmp_path / "run") == [15]
+    assert_goes_on(digits, tmp_path / "run", "--rec-val", digits / "val.rec")

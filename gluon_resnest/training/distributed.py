@@ -113,10 +113,12 @@ class HorovodWorkers(Workers):
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
 
     def trainer(self, params, optimizer, fp16_allreduce=False):
-        compression = self._hvd.Compression
+        if not fp16_allreduce:
+            return self._hvd.DistributedTrainer(params, optimizer)
+        # Divided before they are summed: sums over many workers may be too large for float16.
         return self._hvd.DistributedTrainer(
-            params, optimizer,
-            compression=compression.fp16 if fp16_allreduce else compression.none)
+            params, optimizer, compression=self._hvd.Compression.fp16,
+            gradient_predivide_factor=float(self.size))
 
     def sum(self, values):
         array = mx.nd.array(np.asarray(values, dtype=np.float64), dtype="float64")

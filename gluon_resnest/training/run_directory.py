@@ -81,6 +81,8 @@ class RunLock:
             self._path.unlink()
         with contextlib.suppress(OSError):
             self._file.close()
+        with contextlib.suppress(OSError):  # unless there is something in it
+            self._path.parent.rmdir()
 
 
 def holds_weights(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -16,6 +17,8 @@ from gluon_resnest.training.recipe import Recipe
 
 # A disk that is full for a moment must not end a run of days, nor may a run of days save nothing.
 _MOST_FAILURES = 3
+
+_SETTLE = 60.0  # seconds
 
 
 class Diverged(InputError):
@@ -148,6 +151,11 @@ class Saver:
         self._writer.wait()
         self.look()
         return self._writer.failure is None
+
+    def settle(self) -> None:
+        """Let a write that is under way end, before the process does."""
+        with contextlib.suppress(Exception):  # the run has ended for another reason
+            self._writer.wait(_SETTLE)
 
     @property
     def failure(self) -> InputError | None:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
+
+# Seconds in which a key that was pressed once may arrive twice, directly and by the launcher.
+_SAME_KEY = 1.0
+
+
+def ignore_early_wishes() -> None:
+    """Let SIGUSR1 not end a process that has nothing to save yet."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 class Wishes:
     """What signals have asked for since this was entered.
 
-    SIGUSR1 asks for a checkpoint. SIGTERM and SIGINT ask for a checkpoint and the end; a second
-    one of these ends the process at once.
+    SIGUSR1 asks for a checkpoint. SIGTERM and SIGINT ask for a checkpoint and the end. A second
+    Ctrl-C, if it is not part of the first, ends the process at once; further SIGTERMs do not, as
+    launchers and schedulers may send one each.
 
     Attributes
     ----------
@@ -25,15 +35,18 @@ class Wishes:
     def __init__(self) -> None:
         self.save = False
         self.stop = 0
+        self._stop_time = 0.0
         self._before: dict[int, Any] = {}
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stop:
+        now = time.monotonic()
+        if not self.stop:
+            self.stop, self._stop_time = number, now
+        elif number == signal.SIGINT and now - self._stop_time > _SAME_KEY:
             raise SystemExit(128 + number)
-        self.stop = number
 
     def __enter__(self) -> Wishes:
         if threading.current_thread() is threading.main_thread():  # Python allows no other

@@ -40,11 +40,19 @@ from gluon_resnest.training.watchdog import Watchdog
 
 
 class Stopped(Exception):
-    """A signal asked for the end, and the run can go on from where it stopped."""
+    """A signal asked for the end, and the run can go on from where it stopped.
 
-    def __init__(self, number: int) -> None:
+    Attributes
+    ----------
+    number
+        Of the signal.
+    together
+        Whether all workers stop at the same point; otherwise none must wait for the others.
+    """
+
+    def __init__(self, number: int, together: bool = True) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.number, self.together = number, together
 
 
 class Trainer:
@@ -119,7 +127,7 @@ class Trainer:
                 raise
             self._give_up(discard=True)
             if self.wishes.stop:
-                raise Stopped(self.wishes.stop) from None
+                raise Stopped(self.wishes.stop, together=False) from None
             raise InputError("another worker stopped: its own line says why") from None
         finally:
             self.upcoming.close()
@@ -136,6 +144,7 @@ class Trainer:
 
     def _give_up(self, discard: bool) -> None:
         self.bad_records.give_up(self.progress.position.epoch)
+        self.saver.settle()
         if discard:
             files.discard_unless_trained(self.save_dir)
 
@@ -303,13 +312,13 @@ class Trainer:
             self.wishes.save = False
             self._save()
         if agreed.stop:
-            self._stop()
+            self._stop(together=True)
 
-    def _stop(self) -> None:
+    def _stop(self, together: bool) -> None:
         if self.workers.rank == 0 and not self.saver.finish():
             raise InputError(f"stopped, but the last checkpoint is missing: {self.saver.failure}",
                              only_here=True)
-        raise Stopped(self.wishes.stop or signal.SIGTERM)
+        raise Stopped(self.wishes.stop or signal.SIGTERM, together)
 
     def _finish_epoch(self) -> None:
         """Write a checkpoint; validate if it is due, and write what follows from that."""
@@ -365,5 +374,5 @@ class Trainer:
         for number, batch in enumerate(self.validation_loader):
             self.watchdog.beat(f"validation batch {number}")
             if self.wishes.stop:
-                self._stop()
+                self._stop(together=False)
             yield batch
