@@ -13,7 +13,7 @@ from gluon_resnest import command_line
 from gluon_resnest.classifier import load_classifier
 from gluon_resnest.data.decoding import decode
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.plots import draw_curves
+from gluon_resnest.training.watching.plots import draw_curves
 
 ROWS, COLUMNS = 3, 5
 EXAMPLES = """

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from gluon_resnest import command_line
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.history import RunHistory, read_history, run_labels
-from gluon_resnest.training.plots import draw_runs
+from gluon_resnest.training.watching.history import RunHistory, read_history, run_labels
+from gluon_resnest.training.watching.plots import draw_runs
 
 EXAMPLES = """
   python scripts/plot_run.py runs/resnest50-20261123-101500

@@ -11,10 +11,10 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from gluon_resnest.checkpoints import array_file
+from gluon_resnest.checkpoints.array_file import read_arrays, write_arrays
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import get_model
-from gluon_resnest.training import array_file
-from gluon_resnest.training.array_file import read_arrays, write_arrays
 
 KINDS = ("float32", "float64", "float16", "uint8", "int32", "int8", "int64")
 

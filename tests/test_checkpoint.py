@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gluon_resnest.checkpoints import checkpoint, checkpoint_folder
+from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
 from gluon_resnest.errors import InputError
-from gluon_resnest.training import checkpoint, checkpoint_folder
-from gluon_resnest.training.checkpoint import Checkpoints, Snapshot
 
 
 def snapshot(step: int, size: int = 1000) -> Snapshot:

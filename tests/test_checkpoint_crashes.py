@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT
 from test_checkpoint import FILES, expect_equal, expect_newest, leftovers, snapshot, write
 
+from gluon_resnest.checkpoints.checkpoint import Checkpoints
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.checkpoint import Checkpoints
 
 # Without MXNet: the modules must not need it, and it takes seconds to import.
 WITHOUT_MXNET = f"""
@@ -28,8 +28,8 @@ package.__path__ = [{str(ROOT / "gluon_resnest")!r}]
 sys.modules["gluon_resnest"] = package
 import numpy as np
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.checkpoint import Checkpoints, Snapshot
-from gluon_resnest.training.checkpoint_writer import CheckpointWriter
+from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
+from gluon_resnest.checkpoints.checkpoint_writer import CheckpointWriter
 assert "mxnet" not in sys.modules
 {inspect.getsource(snapshot)}
 """

@@ -11,9 +11,9 @@ import pytest
 from test_checkpoint import expect_equal, leftovers, snapshot
 from test_checkpoint_crashes import finished, program
 
+from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
+from gluon_resnest.checkpoints.checkpoint_writer import CheckpointWriter
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.checkpoint import Checkpoints, Snapshot
-from gluon_resnest.training.checkpoint_writer import CheckpointWriter
 
 
 class HeldCheckpoints(Checkpoints):

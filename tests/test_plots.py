@@ -14,13 +14,13 @@ import yaml
 from conftest import ROOT, run_tool
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.training import plots
 from gluon_resnest.training.ablation import find_recipe
-from gluon_resnest.training.curves import colours_of, draw_line, readable
-from gluon_resnest.training.history import read_history, run_labels
-from gluon_resnest.training.metrics import MetricsLog
-from gluon_resnest.training.plots import draw_learning_curve, draw_runs
 from gluon_resnest.training.recipe import recipe_of
+from gluon_resnest.training.watching import plots
+from gluon_resnest.training.watching.curves import colours_of, draw_line, readable
+from gluon_resnest.training.watching.history import read_history, run_labels
+from gluon_resnest.training.watching.metrics import MetricsLog
+from gluon_resnest.training.watching.plots import draw_learning_curve, draw_runs
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCRIPT = "scripts/plot_run.py"

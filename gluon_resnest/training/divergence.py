@@ -12,10 +12,10 @@ from mxnet.gluon import Block, HybridBlock
 from gluon_resnest.training.agreement import Agreement
 from gluon_resnest.training.arrays import RunArrays
 from gluon_resnest.training.distributed import SharedFault, Workers
-from gluon_resnest.training.metrics import MetricsLog
 from gluon_resnest.training.progress import Progress
 from gluon_resnest.training.saving import Saver
 from gluon_resnest.training.update import Updater
+from gluon_resnest.training.watching.metrics import MetricsLog
 
 NAN_POLICIES = ("abort", "skip", "rollback")
 

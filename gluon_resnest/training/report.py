@@ -9,8 +9,8 @@ from typing import Any
 import mxnet as mx
 from tqdm import tqdm
 
-from gluon_resnest.training.metrics import MetricsLog
 from gluon_resnest.training.throughput import memory_mb
+from gluon_resnest.training.watching.metrics import MetricsLog
 
 
 class DataClock:

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
+from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
+from gluon_resnest.checkpoints.checkpoint_writer import CheckpointWriter
 from gluon_resnest.errors import InputError
 from gluon_resnest.training import run_directory as files
 from gluon_resnest.training.arrays import AVERAGE, WEIGHTS, RunArrays, first_not_finite
-from gluon_resnest.training.checkpoint import Checkpoints, Snapshot
-from gluon_resnest.training.checkpoint_writer import CheckpointWriter
 from gluon_resnest.training.distributed import Workers
 from gluon_resnest.training.recipe import Recipe
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gluon_resnest.checkpoints.checkpoint import Snapshot
 from gluon_resnest.data.position import Position
 from gluon_resnest.errors import InputError
 from gluon_resnest.evaluation import Result
 from gluon_resnest.models.cost import summary
 from gluon_resnest.training import run_directory as files
 from gluon_resnest.training.ablation import published
-from gluon_resnest.training.checkpoint import Snapshot
-from gluon_resnest.training.metrics import MetricsLog
 from gluon_resnest.training.progress import Progress
 from gluon_resnest.training.report import StepLog
 from gluon_resnest.training.saving import Saver
 from gluon_resnest.training.throughput import peak_gflops
+from gluon_resnest.training.watching.metrics import MetricsLog
 
 # A backward pass computes two products of matrices where the forward pass computes one, and a
 # multiply-add is two operations.

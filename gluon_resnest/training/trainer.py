@@ -23,7 +23,6 @@ from gluon_resnest.training.bad_record_log import BadRecordLog
 from gluon_resnest.training.distributed import SharedFault, Workers, device
 from gluon_resnest.training.divergence import Divergence
 from gluon_resnest.training.ema import MovingAverage
-from gluon_resnest.training.plots import draw_learning_curve
 from gluon_resnest.training.progress import EpochSums, Progress
 from gluon_resnest.training.recipe import Recipe
 from gluon_resnest.training.report import DataClock, progress_bar
@@ -37,6 +36,7 @@ from gluon_resnest.training.setup import (
 from gluon_resnest.training.signals import Wishes
 from gluon_resnest.training.start import Start, begin_or_resume
 from gluon_resnest.training.watchdog import Watchdog
+from gluon_resnest.training.watching.plots import draw_learning_curve
 
 
 class Stopped(Exception):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gluon_resnest.training.array_file import parse_arrays, write_all, write_arrays
+from gluon_resnest.checkpoints.array_file import parse_arrays, write_all, write_arrays
 
 FORMAT = 1
 STATE = "state.json"

@@ -12,9 +12,9 @@ import yaml
 
 from gluon_resnest.errors import InputError
 from gluon_resnest.training.ablation import published
-from gluon_resnest.training.metrics import read_metrics
 from gluon_resnest.training.recipe import Recipe
 from gluon_resnest.training.run_directory import CONFIG, METRICS
+from gluon_resnest.training.watching.metrics import read_metrics
 
 _IMAGENET_CLASSES = 1000
 

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Callable
 
+from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.checkpoint import Checkpoints, Snapshot
 
 
 class CheckpointWriter:

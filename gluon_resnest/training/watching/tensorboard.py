@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.steady_file import SteadyFile
+from gluon_resnest.training.watching.steady_file import SteadyFile
 
 _REMEDY = "`pip install gluon-resnest[tensorboard]`"
 _numbers = itertools.count()

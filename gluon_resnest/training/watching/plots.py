@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.curves import (
+from gluon_resnest.training.watching.curves import (
     COLOURS,
     FEW_POINTS,
     GREY,
@@ -25,7 +25,7 @@ from gluon_resnest.training.curves import (
     readable,
     save,
 )
-from gluon_resnest.training.history import RunHistory, history_of, run_labels
+from gluon_resnest.training.watching.history import RunHistory, history_of, run_labels
 
 _FEW_EPOCHS = 10  # up to here the steps are shown too
 _WIDTH = 12.0  # inches

@@ -14,8 +14,8 @@ import numpy as np
 from gluon_resnest.atomic import replacing
 from gluon_resnest.errors import InputError
 from gluon_resnest.training.run_directory import METRICS, TENSORBOARD
-from gluon_resnest.training.steady_file import SteadyFile
-from gluon_resnest.training.tensorboard import TensorBoard, can_write
+from gluon_resnest.training.watching.steady_file import SteadyFile
+from gluon_resnest.training.watching.tensorboard import TensorBoard, can_write
 
 # What TensorBoard shows, and the group of its tags.
 _GROUPS = {"step": "train", "epoch": "epoch", "validation": "validation",

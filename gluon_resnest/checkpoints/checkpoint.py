@@ -1,6 +1,6 @@
 """The checkpoints of a run: each there as a whole or not at all, the newest few kept.
 
-A checkpoint is a folder ``step-00001234`` (:mod:`~gluon_resnest.training.checkpoint_folder`).
+A checkpoint is a folder ``step-00001234`` (:mod:`~gluon_resnest.checkpoints.checkpoint_folder`).
 Whatever is in the making, or on its way out, has a name that begins with a dot and ends in
 ``.tmp``: nobody reads it, and :meth:`Checkpoints.clean` removes what a killed process left of it.
 """
@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Callable
 
 from gluon_resnest.atomic import replacing
-from gluon_resnest.errors import InputError
-from gluon_resnest.training.checkpoint_folder import (
+from gluon_resnest.checkpoints.checkpoint_folder import (
     Damage,
     Snapshot,
     is_being_written,
@@ -29,6 +28,7 @@ from gluon_resnest.training.checkpoint_folder import (
     sync_folder,
     write_folder,
 )
+from gluon_resnest.errors import InputError
 
 __all__ = ["Checkpoints", "Snapshot"]
 
