@@ -115,8 +115,10 @@ def main() -> None:
 
 
 def farewell(trainer: Trainer, stopped: Stopped) -> str:
-    return (f"{stopped} after step {trainer.progress.step}: the same command goes on from there "
-            f"(--save-dir {trainer.save_dir})")
+    written = trainer.saver.written_step
+    newest = "no checkpoint was written" if written is None else f"a checkpoint has step {written}"
+    return (f"{stopped} after step {trainer.progress.step}; {newest}: the same command goes on "
+            f"with --save-dir {trainer.save_dir} (without --overwrite)")
 
 
 def outcome(trainer: Trainer, best: Result | None) -> str:

@@ -12,8 +12,6 @@ from typing import Callable, NoReturn
 from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
 
-USAGE_ERROR = 2
-
 # The launcher kills all ranks as soon as one has ended: the one that prints goes first.
 _HEAD_START = 2.0
 
@@ -31,7 +29,7 @@ def run(main: Callable[[], None]) -> None:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         else:
             time.sleep(_HEAD_START)
-        sys.exit(USAGE_ERROR)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

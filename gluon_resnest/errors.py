@@ -17,6 +17,8 @@ class InputError(ValueError):
         every rank has it and rank 0 speaks for all.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, only_here: bool = False) -> None:
         super().__init__(message)
         self.only_here = only_here

@@ -56,6 +56,19 @@ def test_the_config_of_a_run_is_accepted_back(tmp_path):
     assert not args.override
 
 
+@pytest.mark.parametrize(("content", "flags", "expected"), [
+    ("base_lr: 0.1", ("--lr", "0.01"), {"lr": 0.01, "base_lr": None}),
+    ("lr: 0.1", ("--base-lr", "0.2"), {"lr": None, "base_lr": 0.2}),
+    ("mixup_alpha: 0.0", ("--mixup",), {"mixup": True, "mixup_alpha": None}),
+    ("mixup_alpha: 0.4", ("--mixup",), {"mixup": True, "mixup_alpha": 0.4}),
+    ("mixup: false", ("--mixup-alpha", "0.3"), {"mixup": None, "mixup_alpha": 0.3}),
+    ("mixup: true", ("--no-mixup",), {"mixup": False, "mixup_alpha": None}),
+])
+def test_the_command_line_goes_before_a_file(content, flags, expected, tmp_path):
+    args = parse(tmp_path / "a.yaml", content, *flags)
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
 @pytest.mark.parametrize(("content", "words"), [
     ("learning_rate: 1", "unknown setting 'learning_rate'"),
     ("base_lrr: 1", "did you mean base_lr"),

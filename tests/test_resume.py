@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def arguments(digits: Path, save_dir: Path, *more, ranks: int = 1) -> list:
             "--rec-train", digits / "train.rec", "--rec-val", digits / "val.rec",
             "--batch-size", 16 // ranks, "--num-epochs", EPOCHS, "--warmup-epochs", 0,
             "--dropblock-prob", 0.1, "--final-drop", 0.1, "--ema", 0.9, "--log-interval", 1,
-            "--checkpoint-steps", 4, "--save-dir", save_dir, *more]
+            "--checkpoint-steps", 5, "--save-dir", save_dir, *more]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["alone", "two ranks"])
@@ -100,6 +101,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(whole, digits
     assert damaged.parent.name in warning
     assert "weights.params" in warning
     assert f"after step {before} " in job.output
+    assert job.output.count("is damaged") == 1
     assert_equal_runs(save_dir, uninterrupted)
 
 
@@ -110,7 +112,8 @@ def test_a_finished_run_is_left_as_it_is(whole, digits):
     before = {path: path.stat().st_mtime_ns for path in save_dir.rglob("*") if path.is_file()}
     job = run_to_end(*arguments(digits, save_dir))
     assert "is complete" in job.output
-    assert "best validation top-1" in job.output
+    best = json.loads((save_dir / "result.json").read_text())["best"]
+    assert f"best validation top-1: {100 * best['top1_hits'] / best['images']:.2f} %" in job.output
     assert {path: path.stat().st_mtime_ns for path in save_dir.rglob("*")
             if path.is_file()} == before
 

@@ -205,6 +205,17 @@ class Checkpoints:
             # After success too: if both were names of one file already, renaming does nothing.
             _remove(temporary)
 
+    def set_aside_later(self, step: int) -> None:
+        """Take the checkpoints of later steps out of the way of a run that goes on from `step`.
+
+        They are damaged, or could not be read for a moment; in either case they are of a run that
+        did not happen. :meth:`clean` deletes them at the next start.
+        """
+        for later in self.steps():
+            if later > step:
+                with suppress(OSError):
+                    os.rename(self.path(later), self._aside(self.path(later)))
+
     def _put_in_place(self, temporary: Path, step: int) -> None:
         final = self.path(step)
         try:

@@ -40,6 +40,7 @@ class BadRecordLog:
         self._path, self._found, self._workers = path, found, workers
         self._unshared: list[dict[str, Any]] = []
         self._listed: set[int] = set()
+        self._warned = False
 
     def note(self, epoch: int) -> None:
         """Take what this rank has found until now; called in every step, so mostly nothing."""
@@ -81,7 +82,8 @@ class BadRecordLog:
         try:
             with open(self._path, "a+", encoding="utf-8") as file:
                 # Several ranks write when a run ends; the lock goes with the file.
-                fcntl.flock(file, fcntl.LOCK_EX)
+                with contextlib.suppress(OSError):  # not every file system has locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 file.seek(0)
                 self._listed.update(json.loads(line)["position"] for line in file)
                 for entry in sorted(entries, key=lambda entry: entry["position"]):
@@ -89,4 +91,6 @@ class BadRecordLog:
                         self._listed.add(entry["position"])
                         file.write(json.dumps(entry) + "\n")
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot write {self._path} ({error})") from None
+            if not self._warned:  # a list is no reason to end a run of days
+                self._warned = True
+                tqdm.write(f"warning: cannot write {self._path} ({error})", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 import mxnet as mx
@@ -12,9 +12,19 @@ from mxnet import gluon
 from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
 
+# How Horovod, Gloo and NCCL tell that a peer has gone.
+_ABANDONED = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer",
+              "NCCL error", "ncclCommAbort")
+
 
 class SharedFault(InputError):
     """An input error that every worker raises alike, so that one of them says it for all."""
+
+
+class Abandoned(InputError):
+    """Another worker has gone: no fault of the input here, and worth another try."""
+
+    exit_code = 75  # "temporary failure" among the exit codes of sysexits.h
 
 
 class Workers:
@@ -134,11 +144,32 @@ class HorovodWorkers(Workers):
         return self._hvd.allgather_object(value, name="gather")
 
     def close(self):
-        self.sum(np.zeros(1))
+        try:
+            self.sum(np.zeros(1))
+        except mx.MXNetError as error:
+            if not self.was_abandoned(error):
+                raise
         self._hvd.shutdown()
 
     def was_abandoned(self, error):
-        return "Horovod has been shut down" in str(error)
+        return any(words in str(error) for words in _ABANDONED)
+
+
+def check_alike(workers: Workers, settings: Mapping[str, Any]) -> None:
+    """Make sure that all workers have the same data and settings; each opens its own files.
+
+    Raises
+    ------
+    SharedFault
+        Naming the first difference and the rank that has it.
+    """
+    everyone = workers.gather(dict(settings))
+    for rank, theirs in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if theirs.get(name) != value:
+                raise SharedFault(
+                    f"rank {rank} has {theirs.get(name)} for '{name.replace('_', ' ')}', rank 0 "
+                    f"has {value}: give all hosts the same files and flags")
 
 
 def connect() -> Workers:

@@ -34,7 +34,16 @@ def parse_arguments(
     parser = _parser(description)
     args = parser.parse_args(arguments)
     if args.config is not None:
-        parser.set_defaults(**read_configuration(args.config, parser))
+        values = read_configuration(args.config, parser)
+        # What the command line sets another way, the file has no say in.
+        if args.lr is not None or args.base_lr is not None:
+            values.pop("lr", None)
+            values.pop("base_lr", None)
+        if args.mixup is not None and not values.get("mixup_alpha"):
+            values.pop("mixup_alpha", None)
+        if args.mixup_alpha is not None:
+            values.pop("mixup", None)
+        parser.set_defaults(**values)
         args = parser.parse_args(arguments)
     return args
 

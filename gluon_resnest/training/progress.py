@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -68,7 +69,8 @@ class Progress:
 
     def as_dict(self, sampling: Sampling) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "position": self.position.as_dict(sampling)}
+        return {**asdict(self), "position": self.position.as_dict(sampling),
+                "best": _as_json(self.best), "best_ema": _as_json(self.best_ema)}
 
     @classmethod
     def from_dict(
@@ -86,7 +88,7 @@ class Progress:
         known = {of.name for of in fields(cls)}
         values = {name: value for name, value in saved.items() if name in known}
         for name in ("best", "best_ema"):
-            values[name] = Result(**values[name]) if values.get(name) else None
+            values[name] = _from_json(values.get(name))
         values["sums"] = EpochSums(**values.get("sums", {}))
         try:
             values["position"] = Position.from_dict(saved["position"], sampling, source)
@@ -95,3 +97,18 @@ class Progress:
                 raise
             values["position"], values["sums"] = Position(saved["position"]["epoch"]), EpochSums()
         return cls(**values)
+
+
+def _as_json(result: Result | None) -> dict[str, Any] | None:
+    """JSON has no NaN, which the loss of a network that is still rough may be."""
+    if result is None:
+        return None
+    return {**asdict(result),
+            "loss_sum": result.loss_sum if math.isfinite(result.loss_sum) else None}
+
+
+def _from_json(saved: dict[str, Any] | None) -> Result | None:
+    if saved is None:
+        return None
+    loss = saved["loss_sum"]
+    return Result(**{**saved, "loss_sum": math.nan if loss is None else loss})

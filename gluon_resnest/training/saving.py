@@ -19,6 +19,7 @@ from gluon_resnest.training.recipe import Recipe
 _MOST_FAILURES = 3
 
 _SETTLE = 60.0  # seconds
+_BEAT_EVERY = 1.0
 
 
 class Diverged(InputError):
@@ -72,6 +73,7 @@ class Saver:
         self._writer = CheckpointWriter(self.checkpoints, on_written=self._written)
         self._warned_of: InputError | None = None
         self._last_time = time.monotonic()
+        self.beat: Callable[[], None] = lambda: None  # called while a write is waited for
         self.last_step: int | None = None  # asked for, perhaps still being written
 
     # ---- before the run ----
@@ -87,7 +89,10 @@ class Saver:
         if self._workers.rank != 0:
             return None
         self.checkpoints.clean()
-        return self.checkpoints.newest(self._warn)
+        snapshot = self.checkpoints.newest(self._warn)
+        if snapshot is not None:
+            self.checkpoints.set_aside_later(snapshot.step)
+        return snapshot
 
     def check(self, saved: dict[str, Any], override: bool) -> None:
         """Refuse to go on from the checkpoint of another recipe, unless `override`."""
@@ -125,8 +130,7 @@ class Saver:
         if step == self.last_step:
             return
         if self._workers.rank == 0:
-            self._writer.wait()  # two copies at a time are memory enough
-            self.look()
+            self.finish()  # two copies at a time are memory enough
         copied = arrays.copy()
         self.last_step = step
         if copied is None:
@@ -148,7 +152,8 @@ class Saver:
 
     def finish(self) -> bool:
         """Wait until all is on disk; whether the last checkpoint is."""
-        self._writer.wait()
+        while not self._writer.wait(_BEAT_EVERY):
+            self.beat()
         self.look()
         return self._writer.failure is None
 
@@ -158,14 +163,29 @@ class Saver:
             self._writer.wait(_SETTLE)
 
     @property
+    def written_step(self) -> int | None:
+        """Step of the newest checkpoint that this process has put on the disk."""
+        return self._writer.last_step
+
+    @property
     def failure(self) -> InputError | None:
         return self._writer.failure
 
     def keep_best(self, name: str, average: bool) -> None:
         """Make the weights of the newest checkpoint the file `name` of the run directory."""
-        if self._workers.rank == 0 and self.finish():
-            self.checkpoints.link_weights(self.last_step, self._directory / name,
-                                          AVERAGE if average else WEIGHTS)
+        if self._workers.rank != 0:
+            return
+        try:
+            if self.finish():
+                self.checkpoints.link_weights(self.last_step, self._directory / name,
+                                              AVERAGE if average else WEIGHTS)
+                return
+            why = str(self.failure)
+        except InputError as error:
+            if isinstance(error, Diverged) or error is self.failure or error.only_here:
+                raise
+            why = str(error)
+        self._warn(f"{name} is not the best any more: {why}")
 
     def _written(self, path: Path) -> None:
         """Called by the thread that writes, after each success."""

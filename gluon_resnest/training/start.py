@@ -8,11 +8,10 @@ from typing import Any
 from gluon_resnest.checkpoints.checkpoint import Snapshot
 from gluon_resnest.data.position import Position
 from gluon_resnest.errors import InputError
-from gluon_resnest.evaluation import Result
 from gluon_resnest.models.cost import summary
 from gluon_resnest.training import run_directory as files
 from gluon_resnest.training.ablation import published
-from gluon_resnest.training.progress import Progress
+from gluon_resnest.training.progress import EpochSums, Progress
 from gluon_resnest.training.report import StepLog
 from gluon_resnest.training.saving import Saver
 from gluon_resnest.training.throughput import peak_gflops
@@ -32,7 +31,7 @@ class Start:
     saver, metrics, step_log, progress
         Of the run; `metrics` on rank 0 alone.
     complete
-        Whether there is nothing left to do; `best` is then what was found.
+        Whether there is nothing left to do.
     """
 
     saver: Saver
@@ -40,7 +39,6 @@ class Start:
     step_log: StepLog | None
     progress: Progress
     complete: bool = False
-    best: Result | None = None
     lock: files.RunLock | None = None
 
     def close(self) -> None:
@@ -57,7 +55,7 @@ class _Found:
 
     lock: files.RunLock | None = None
     snapshot: Snapshot | None = None
-    complete: bool = False
+    result: dict[str, Any] | None = None  # of a run that is complete
 
 
 def begin_or_resume(trainer: Any) -> Start:
@@ -74,12 +72,14 @@ def begin_or_resume(trainer: Any) -> Start:
     saver = Saver(trainer.save_dir, workers, recipe, options.keep, options.checkpoint_minutes,
                   options.checkpoint_steps, trainer.warn)
     found = workers.together(lambda: _look(trainer, saver) if workers.rank == 0 else _Found())
-    state, complete = workers.gather(
-        (found.snapshot.state if found.snapshot else None, found.complete))[0]
+    state, result = workers.gather(
+        (found.snapshot.state if found.snapshot else None, found.result))[0]
+    if result is not None:  # its last validation came after its last checkpoint
+        state = {**state, "progress": result}
     try:
         progress = workers.together(lambda: _progress(trainer, saver, state))
-        start = Start(saver, None, None, progress, complete, progress.best, found.lock)
-        if complete:
+        start = Start(saver, None, None, progress, result is not None, found.lock)
+        if start.complete:
             return start
         if state is not None:
             trainer.arrays.set(found.snapshot.arrays if found.snapshot else None)
@@ -121,7 +121,7 @@ def _look(trainer: Any, saver: Saver) -> _Found:
         same = not trainer.recipe.differences(snapshot.state["recipe"])
         complete = (same and result is not None and result.get("complete") is True
                     and result.get("step") == snapshot.step)
-        return _Found(lock, snapshot, complete)
+        return _Found(lock, snapshot, result if complete else None)
     except BaseException:
         lock.release()
         raise
@@ -144,7 +144,7 @@ def _progress(trainer: Any, saver: Saver, state: dict[str, Any] | None) -> Progr
         if position.epoch + 1 >= recipe.epochs:
             raise
         trainer.warn(f"{error}; the next epoch begins")
-        progress.position = Position(position.epoch + 1)
+        progress.position, progress.sums = Position(position.epoch + 1), EpochSums()
     return progress
 
 

@@ -20,7 +20,7 @@ from gluon_resnest.training import run_directory as files
 from gluon_resnest.training.agreement import AgreeingWorkers, Agreement
 from gluon_resnest.training.arrays import RunArrays
 from gluon_resnest.training.bad_record_log import BadRecordLog
-from gluon_resnest.training.distributed import SharedFault, Workers, device
+from gluon_resnest.training.distributed import Abandoned, SharedFault, Workers, check_alike, device
 from gluon_resnest.training.divergence import Divergence
 from gluon_resnest.training.ema import MovingAverage
 from gluon_resnest.training.progress import EpochSums, Progress
@@ -99,6 +99,9 @@ class Trainer:
         """
         workers = self.workers
         self.save_dir = workers.gather(self.options.save_dir)[0]  # its default holds the time
+        check_alike(workers, {
+            "training images": len(self.records), "validation images": self.validation_images,
+            **self.recipe.as_dict()})
         workers.broadcast(self.net.collect_params())
         self.average = MovingAverage(self.net, self.recipe.ema) if self.recipe.ema else None
         self.arrays = RunArrays(self.updater, self.average, workers)
@@ -107,13 +110,27 @@ class Trainer:
         if start.complete:
             self.say(f"the run in {self.save_dir} is complete: nothing is left to do")
             start.close()
-            return start.best
+            return self.progress.best
         self._prepare(start)
+        # Until everything is on the disk a signal must not end the process.
+        with self.wishes:
+            try:
+                self._train_watched()
+            finally:
+                self.upcoming.close()
+                self.saver.settle()
+                start.close()
+        return self.progress.best
+
+    def _train_watched(self) -> None:
+        workers = self.workers
         who = f"rank {workers.rank} of {workers.size}" if workers.size > 1 else "the run"
         try:
-            with self.wishes, Watchdog(self.options.hang_timeout, who) as self.watchdog:
+            with Watchdog(self.options.hang_timeout, who) as self.watchdog:
+                self.saver.beat = lambda: self.watchdog.beat("a part of a checkpoint")
                 self._train()
         except Stopped:
+            self.bad_records.give_up(self.progress.position.epoch)
             raise
         except SharedFault:
             self._give_up(discard=workers.rank == 0)
@@ -128,11 +145,7 @@ class Trainer:
             self._give_up(discard=True)
             if self.wishes.stop:
                 raise Stopped(self.wishes.stop, together=False) from None
-            raise InputError("another worker stopped: its own line says why") from None
-        finally:
-            self.upcoming.close()
-            start.close()
-        return self.progress.best
+            raise Abandoned("another worker stopped: its own line says why") from None
 
     def _prepare(self, start: Start) -> None:
         self.saver, self.metrics, self.step_log = start.saver, start.metrics, start.step_log
@@ -145,7 +158,7 @@ class Trainer:
     def _give_up(self, discard: bool) -> None:
         self.bad_records.give_up(self.progress.position.epoch)
         self.saver.settle()
-        if discard:
+        if discard and self.saver.last_step is None:
             files.discard_unless_trained(self.save_dir)
 
     def say(self, text: str) -> None:
@@ -221,14 +234,19 @@ class Trainer:
             sums.seconds = before.seconds + clock.seconds
             sums.data_seconds = before.data_seconds + clock.data_seconds
             self._show(bar, agreed, size, scheduled)
+            if scheduled == steps[-1][0]:
+                self._tell_epoch(scheduled)  # before a checkpoint counts the lines
             self._keep_wishes(agreed)
         self.bad_records.note(epoch)  # before the next epoch's threads find more
-        if self.workers.rank == 0:
-            rate = self.step_log.images_per_second
-            self.metrics.write(
-                "epoch", epoch=epoch + 1, step=progress.step, loss=sums.loss,
-                lr=self.schedule(scheduled), seconds=sums.seconds, data_seconds=sums.data_seconds,
-                images_per_second=rate, peak_share=self.step_log.peak_share(rate))
+
+    def _tell_epoch(self, scheduled: int) -> None:
+        if self.workers.rank != 0:
+            return
+        progress, sums, rate = self.progress, self.progress.sums, self.step_log.images_per_second
+        self.metrics.write(
+            "epoch", epoch=progress.position.epoch + 1, step=progress.step, loss=sums.loss,
+            lr=self.schedule(scheduled), seconds=sums.seconds, data_seconds=sums.data_seconds,
+            images_per_second=rate, peak_share=self.step_log.peak_share(rate))
 
     # ---- a step ----
 

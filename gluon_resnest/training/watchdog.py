@@ -65,10 +65,15 @@ class Watchdog:
         while not self._closed.wait(_LOOK_EVERY):
             self._looks += 1
             if self._beats >= 2 and self._looks * _LOOK_EVERY > self.limit:
+                # Before anything is said: the one who should read it may hang as well.
+                last_resort = threading.Timer(5.0, self._end, (HUNG,))
+                last_resort.daemon = True
+                last_resort.start()
                 print(f"error: {self._who} has finished nothing for {self.limit:.0f} s (last: "
                       f"{self._last}): it hangs, or waits for a worker that does; the same "
                       "command goes on from the last checkpoint (--hang-timeout sets the time)",
                       file=sys.stderr, flush=True)
+                last_resort.cancel()
                 self._end(HUNG)
                 return
 

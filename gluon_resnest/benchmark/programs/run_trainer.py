@@ -24,7 +24,8 @@ def main(records: str, folder: str, model: str, size: str, batch: str, turn: str
                        warmup_epochs=0, base_lr=1e-6, mixup_alpha=0.0, auto_aug=False)
     steps = int(turn) * (int(turns) + 2)
     trainer = AlternatingTrainer(
-        recipe, RunOptions(Path(records), Path(folder), steps=steps, overwrite=True), workers)
+        recipe, RunOptions(Path(records), Path(folder), steps=steps, overwrite=True,
+                           checkpoint_minutes=0), workers)
     if len(trainer.loader) < steps:
         sys.exit(f"{len(trainer.loader)} steps an epoch are fewer than the {steps} asked for")
     trainer.run()
