@@ -34,6 +34,10 @@ def whole(request, digits, tmp_path_factory):
     return request.param, save_dir
 
 
+def being_written(save_dir: Path) -> set[str]:
+    return {path.name for path in save_dir.glob("checkpoints/.step-*.tmp")}
+
+
 def assert_equal_runs(found: Path, whole: Path) -> None:
     """The same bytes in every file of arrays, and every step and validation told of once."""
     last = f"checkpoints/step-{EPOCHS * STEPS:08d}"
@@ -61,10 +65,11 @@ def test_kill_9_at_any_moment(whole, digits, tmp_path, seed):
     save_dir = tmp_path / "run"
     moments = []
     for number in range(KILLS[ranks]):
+        halves = being_written(save_dir)  # the next start removes them
         with Job(*arguments(digits, save_dir, ranks=ranks), ranks=ranks, **EXACT) as job:
             if number == 3:
                 # While a checkpoint is being written: its folder has another name until then.
-                job.wait_until(lambda job=job: any(save_dir.glob("checkpoints/.step-*.tmp"))
+                job.wait_until(lambda job=job, old=halves: being_written(save_dir) - old
                                or job.process.poll() is not None, "a checkpoint")
             else:
                 job.wait_until(job.has_begun, "its start")
@@ -73,6 +78,7 @@ def test_kill_9_at_any_moment(whole, digits, tmp_path, seed):
                 time.sleep(rng.uniform(0, 0.2))
             ended = job.process.poll() is not None
             job.kill()
+            assert number != 3 or being_written(save_dir) - halves
             moments.append((max(job.steps(), default=0), checkpoints(save_dir), ended))
     print(moments)
     assert sum(not ended for _, _, ended in moments) >= KILLS[ranks] - 2
@@ -130,6 +136,26 @@ def test_another_recipe_is_refused(flags, words, whole, digits, tool):
     assert code == 2
     assert words in stderr
     assert "--override" in stderr
+
+
+def test_another_network_is_refused_whatever_is_overridden(whole, digits, tool):
+    ranks, save_dir = whole
+    if ranks == 2:
+        pytest.skip("one is enough")
+    before = sorted(path.name for path in save_dir.rglob("*"))
+    code, stderr = tool(*arguments(digits, save_dir, "--model", "resnest26", "--override"))
+    assert code == 2
+    assert "is of another network: its layer1.1." in stderr
+    assert sorted(path.name for path in save_dir.rglob("*")) == before
+
+
+def test_a_file_of_ones_own_is_not_deleted(digits, tmp_path, tool):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("base-lr: 0.2\n")
+    code, stderr = tool(*arguments(digits, tmp_path / "run"))
+    assert code == 2
+    assert "holds a run already (config.yaml)" in stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 
+from gluon_resnest.errors import InputError
 from gluon_resnest.training.distributed import Workers
 from gluon_resnest.training.ema import MovingAverage
 from gluon_resnest.training.update import Updater
@@ -76,6 +78,23 @@ class RunArrays:
     ) -> dict[str, np.ndarray]:
         return {name: _mean(statistics[name]) if name in statistics else array.asnumpy()
                 for name, array in arrays.items()}
+
+    def check(self, arrays: Arrays, source: Path) -> None:
+        """Make sure that :meth:`set` can take `arrays`; `source` is for the error.
+
+        Raises
+        ------
+        InputError
+            They are of another network.
+        """
+        saved = {name: array.shape for name, array in arrays[WEIGHTS].items()}
+        wanted = {name: parameter.shape for name, parameter in self._parameters.items()}
+        for name in [*wanted, *saved]:
+            if saved.get(name) != wanted.get(name):
+                raise InputError(
+                    f"{source} is of another network: its {name} is {saved.get(name)}, here it is "
+                    f"{wanted.get(name)}; to start from its weights, give them with --params and "
+                    "choose another --save-dir")
 
     def set(self, arrays: Arrays | None) -> None:
         """Give every worker what :meth:`copy` gave; `arrays` is rank 0's, others give None."""

@@ -90,6 +90,11 @@ def holds_weights(path: Path) -> bool:
     return any((path / name).exists() for name in _WEIGHTS)
 
 
+def was_begun(path: Path) -> bool:
+    """Whether a run was begun in `path`; else what is there, such as a config.yaml, is a user's."""
+    return (path / METRICS).exists()
+
+
 def refuse_a_run(path: Path) -> None:
     """Raise an InputError if `path` holds a run."""
     existing = [name for name in (*_FILES, *_FOLDERS) if (path / name).exists()]

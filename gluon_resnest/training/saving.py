@@ -89,10 +89,7 @@ class Saver:
         if self._workers.rank != 0:
             return None
         self.checkpoints.clean()
-        snapshot = self.checkpoints.newest(self._warn)
-        if snapshot is not None:
-            self.checkpoints.set_aside_later(snapshot.step)
-        return snapshot
+        return self.checkpoints.newest(self._warn)
 
     def check(self, saved: dict[str, Any], override: bool) -> None:
         """Refuse to go on from the checkpoint of another recipe, unless `override`."""

@@ -112,11 +112,13 @@ def _look(trainer: Any, saver: Saver) -> _Found:
             files.refuse_a_run(directory)
         snapshot = saver.found()
         if snapshot is None:
-            if files.holds_weights(directory):
+            if files.holds_weights(directory) or not files.was_begun(directory):
                 files.refuse_a_run(directory)
             files.clear_run_directory(directory)  # of what ended before its first checkpoint
             return _Found(lock)
         saver.check(snapshot.state, options.override)
+        trainer.arrays.check(snapshot.arrays, saver.checkpoints.path(snapshot.step))
+        saver.checkpoints.set_aside_later(snapshot.step)
         result = files.read_result(directory)
         same = not trainer.recipe.differences(snapshot.state["recipe"])
         complete = (same and result is not None and result.get("complete") is True
@@ -152,16 +154,16 @@ def _open(trainer: Any, start: Start, resumed: bool) -> None:
     """Write what a run directory begins with, and open its metrics, on rank 0."""
     if trainer.workers.rank != 0:
         return
-    directory = trainer.save_dir
+    directory, progress = trainer.save_dir, start.progress
+    # First, as the sign that the other files are a run's and not the user's own.
+    start.metrics = MetricsLog(directory, trainer.options.tensorboard,
+                               resumed_at=progress.step if resumed else None,
+                               lines=progress.metrics_lines if resumed else None)
     files.write_config(directory, {
         "recipe": trainer.recipe.as_dict(), "run": trainer.options.as_dict(),
         "workers": trainer.workers.size})
     if trainer.records.class_names:
         files.write_class_names(directory / files.CLASSES, trainer.records.class_names)
-    progress = start.progress
-    start.metrics = MetricsLog(directory, trainer.options.tensorboard,
-                               resumed_at=progress.step if resumed else None,
-                               lines=progress.metrics_lines if resumed else None)
 
 
 def _described(trainer: Any, progress: Progress, peak: float) -> dict[str, Any]:
