@@ -19,8 +19,8 @@ from gluon_resnest.training.plan import plan
 from gluon_resnest.training.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
 from gluon_resnest.training.run_directory import default_run_directory
 from gluon_resnest.training.setup import RunOptions
-from gluon_resnest.training.signals import ignore_early_wishes
-from gluon_resnest.training.trainer import Stopped, Trainer
+from gluon_resnest.training.signals import Stopped, ignore_early_wishes
+from gluon_resnest.training.trainer import Trainer
 
 
 def resolve_recipe(args: argparse.Namespace, classes: int) -> Recipe:
@@ -84,9 +84,10 @@ def prepare_run(args: argparse.Namespace, workers: Workers) -> Trainer:
     return Trainer(recipe, options, workers)
 
 
-def prepare(workers: Workers) -> Trainer | None:
+def prepare(args: argparse.Namespace | InputError, workers: Workers) -> Trainer | None:
     """What the command line asks for; None if it was a plan or a list, which is now printed."""
-    args = parse_arguments(description=__doc__)
+    if isinstance(args, InputError):
+        raise args
     if args.recipe == "list":
         print(recipe_table())
     elif args.dry_run:
@@ -98,8 +99,12 @@ def prepare(workers: Workers) -> Trainer | None:
 
 def main() -> None:
     ignore_early_wishes()
-    workers = connect()
-    trainer = workers.together(lambda: prepare(workers))
+    try:
+        args = parse_arguments(description=__doc__)
+        workers = connect(args.hang_timeout)
+    except InputError as error:  # of this worker, perhaps: all end together
+        args, workers = error, connect()
+    trainer = workers.together(lambda: prepare(args, workers))
     stopped = None
     if trainer is not None:
         try:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnest.data.transforms import EvaluationTransform
-from gluon_resnest.deploy.graph import fuse
+from gluon_resnest.deploy.mxnet_graph import fuse
 from gluon_resnest.deploy.symbol import CARD, import_symbol
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize
-from gluon_resnest.models import check_input_size, find_variant, get_model
+from gluon_resnest.models import ResNeSt, check_input_size, find_variant, get_model
 from gluon_resnest.models.weights import classes_in, load_arrays, read_params
 
 CROP_RATIO = 0.875
@@ -27,19 +27,27 @@ SYMBOL_SUFFIX = "-symbol.json"
 class Classifier:
     """Network, preprocessing and class names that belong together.
 
-    Calling it gives logits (N, classes) for pixels (N, H, W, 3), uint8, RGB.
+    Calling it gives logits (N, classes) for pixels (N, H, W, 3), uint8, RGB; both are of NumPy.
+
+    Attributes
+    ----------
+    forward
+        What a call does.
+    net
+        The network of this package that computes it: normalised images (N, 3, H, W) to logits.
+        None for exported files.
     """
 
     name: str
-    net: HybridBlock
+    forward: Callable[[np.ndarray], np.ndarray]
     classes: int
     class_names: tuple[str, ...] | None
     input_size: int
     crop_ratio: float
-    ctx: mx.Context
+    net: ResNeSt | None = None
 
-    def __call__(self, pixels: mx.nd.NDArray) -> mx.nd.NDArray:
-        return self.net(Normalize()(pixels))
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        return self.forward(pixels)
 
     def class_name(self, label: int) -> str:
         """Name of a class, or its number where no names are known."""
@@ -52,8 +60,9 @@ class Classifier:
 
     def probabilities(self, crops: np.ndarray) -> np.ndarray:
         """Class probabilities (N, classes) of crops (N, H, W, 3), uint8."""
-        logits = self(mx.nd.array(crops, ctx=self.ctx, dtype=np.uint8))
-        return mx.nd.softmax(logits).asnumpy()
+        logits = self(crops)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def load_classifier(
@@ -84,19 +93,31 @@ def load_classifier(
     """
     ctx = ctx or mx.cpu()
     if model.endswith(SYMBOL_SUFFIX):
-        card, net, params = _exported(Path(model), params, ctx)
-        fuse(net)
+        card, forward, params = _exported(Path(model), params, ctx)
+        net = None
     else:
         card, net = _checkpoint(model, params, classes, ctx)
         net.hybridize(static_alloc=True)
+        forward = _on_device(net, ctx)
     if classes is not None and classes != card["classes"]:
         raise InputError(
             f"--classes {classes} contradicts the {card['classes']} classes of {model}")
     size = card["input_size"] if input_size is None else input_size
     check_input_size(size, "--test-size")
     names = _names(class_names, Path(params).with_name("classes.txt"), card)
-    return Classifier(card["model"], net, card["classes"], names, size,
-                      crop_ratio or card["crop_ratio"], ctx)
+    return Classifier(card["model"], forward, card["classes"], names, size,
+                      crop_ratio or card["crop_ratio"], net)
+
+
+def _on_device(net: HybridBlock, ctx: mx.Context) -> Callable[[np.ndarray], np.ndarray]:
+    """From pixels to logits, by a network that takes normalised images."""
+    normalize = Normalize()
+    normalize.hybridize(static_alloc=True)
+
+    def forward(pixels: np.ndarray) -> np.ndarray:
+        return net(normalize(mx.nd.array(pixels, ctx=ctx, dtype=np.uint8))).asnumpy()
+
+    return forward
 
 
 def _exported(symbol: Path, params: Path | None, ctx: mx.Context):
@@ -115,7 +136,7 @@ def _exported(symbol: Path, params: Path | None, ctx: mx.Context):
                          "model again, into a folder of its own")
     if missing:
         raise InputError(f"{card_path} lacks {', '.join(sorted(missing))}: export the model again")
-    return card, net, params
+    return card, _on_device(fuse(net), ctx), params
 
 
 def _checkpoint(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Callable
 
-import mxnet as mx
 import numpy as np
 
 from gluon_resnest.errors import InputError
@@ -48,13 +47,13 @@ class Result:
 
 
 def evaluate(
-    forward: Callable[[mx.nd.NDArray], mx.nd.NDArray],
+    forward: Callable[[np.ndarray], np.ndarray],
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    ctx: mx.Context,
     expected_images: int,
     reduce: Reduce = lambda sums: sums,
     batch_size: int | None = None,
     skipped: Sized = (),
+    observe: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> Result:
     """Count hits over batches of (images (n, H, W, 3) uint8, labels (n,)).
 
@@ -73,13 +72,17 @@ def evaluate(
         meets one shape only.
     skipped
         What this worker's batches leave out, complete when they have ended.
+    observe
+        Is given the logits (n, classes) and labels (n,) of each batch.
     """
     sums = np.zeros(4)
     for images, labels in batches:
         if len(labels) == 0:
             continue  # all of it was left out
-        logits = forward(mx.nd.array(_filled(images, batch_size), ctx=ctx, dtype=np.uint8))
-        sums += _sums(logits.asnumpy()[: len(labels)], labels)
+        logits = forward(_filled(images, batch_size))[: len(labels)]
+        sums += _sums(logits, labels)
+        if observe is not None:
+            observe(logits, labels)
     total, top1, top5, loss, left_out = reduce(np.append(sums, len(skipped)))
     if round(total + left_out) != expected_images:
         raise RuntimeError(f"evaluated {round(total)} images of {expected_images}")

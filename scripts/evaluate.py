@@ -46,7 +46,7 @@ def main() -> None:
                                   classifier.classes, args.data_nthreads,
                                   skip_bad_records=args.skip_bad_records)
         started = time.perf_counter()
-        result = evaluate(classifier, tqdm(loader, desc="evaluating", unit="batch"), ctx,
+        result = evaluate(classifier, tqdm(loader, desc="evaluating", unit="batch"),
                           expected_images=len(records), batch_size=args.batch_size,
                           skipped=loader.bad_records)
         seconds = time.perf_counter() - started

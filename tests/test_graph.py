@@ -13,7 +13,7 @@ from mxnet import autograd
 
 import gluon_resnest
 from gluon_resnest.data.transforms import EvaluationTransform
-from gluon_resnest.deploy.graph import deployed, deployment_graph
+from gluon_resnest.deploy.mxnet_graph import deployed, deployment_graph
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize, portable_operators
 from gluon_resnest.layers.normalization import BatchNormReLU

@@ -13,6 +13,7 @@ from mxnet import autograd
 import gluon_resnest
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize
+from gluon_resnest.training import preparation
 from gluon_resnest.training import trainer as training
 from gluon_resnest.training.distributed import Workers
 from gluon_resnest.training.recipe import recipe_of
@@ -60,8 +61,8 @@ def test_an_update_by_its_formula(world, mixup, make, monkeypatch):
     for key, parameter in twin._collect_params_with_prefix().items():
         parameter.set_data(mx.nd.array(before[key]))
     drawn = []
-    draw = training.draw_lambdas
-    monkeypatch.setattr(training, "draw_lambdas", lambda *a: drawn.append(draw(*a)) or drawn[0])
+    draw = preparation.draw_lambdas
+    monkeypatch.setattr(preparation, "draw_lambdas", lambda *a: drawn.append(draw(*a)) or drawn[0])
     trainer._train_step(images, labels, world * len(labels), 1)
 
     share = drawn[0].astype(np.float64)[:, None] if mixup else np.ones((len(labels), 1))

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from gluon_resnest.data.mixup import smoothed_labels
 from gluon_resnest.training.trainer import Trainer
 
+_IDLE_SECONDS = 3.0
+
 
 class AlternatingTrainer(Trainer):
     """Trains `turn` steps by itself, then as many in a bare loop, and so on, by the clock.
@@ -29,6 +31,9 @@ class AlternatingTrainer(Trainer):
     seconds
         By ``"trainer"`` and ``"bare"``: seconds of each turn after the first ones, and, where
         there are several workers, of each of them.
+    idle_share
+        Share of a core that this process takes while it does nothing: Horovod's thread, which
+        slows the bare loop too.
     """
 
     turn = 10
@@ -54,11 +59,15 @@ class AlternatingTrainer(Trainer):
             if number >= 2:  # the first of each kind makes graphs and memory
                 self.seconds["trainer" if number % 2 == 0 else "bare"].append(seconds)
         self.progress.step = self.options.steps  # those of the bare loop count too
+        self.upcoming.close()  # its threads rest now
+        started = time.process_time()
+        time.sleep(_IDLE_SECONDS)
+        self.idle_share = (time.process_time() - started) / _IDLE_SECONDS
 
     def _bare(self, steps: list[tuple[int, int]]) -> None:
         before = None
         for _, (images, labels) in zip(steps, self.upcoming):
-            inputs = self.normalize(mx.nd.array(images, ctx=self.ctx, dtype=np.uint8))
+            inputs = self.preparation.normalize(mx.nd.array(images, ctx=self.ctx, dtype=np.uint8))
             targets = mx.nd.array(smoothed_labels(labels, self.recipe.classes, 0.1), ctx=self.ctx)
             with autograd.record():
                 losses = self._alone_loss(self.net(inputs), targets)
@@ -87,4 +96,5 @@ def as_result(trainer: AlternatingTrainer) -> dict[str, Any]:
     """For JSON."""
     rates = trainer.rates()
     return {"images_per_second": rates, "workers": trainer.workers.size,
+            "idle_share": trainer.idle_share,
             "ratios": [ours / bare for ours, bare in zip(rates["trainer"], rates["bare"])]}

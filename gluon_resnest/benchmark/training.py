@@ -32,6 +32,8 @@ reading:
   bare loop        forward, backward, update, the loss read one step late; with --np N the sum of
                    N workers that exchange nothing, running at the same time
   ratio            median of the ratios of neighbouring turns, and the range of these
+  idle             what each process takes of a core while it does nothing (Horovod's thread looks
+                   for work): the bare loop would be faster by about that without Horovod
 Neither has mixup, validation or checkpoints.
 """
 
@@ -77,6 +79,7 @@ def measure(args: argparse.Namespace) -> None:
           f"{args.batch_size}, {args.np} worker(s) with {threads} thread(s) each, "
           f"{args.rounds} turns of {args.turn} steps\n")
     print(tables.table(["", "images/s", "ratio"], rows, [False, True, True], args.markdown))
+    print(f"\nidle: {found['idle_share']:.1%} of a core")
 
 
 def vars_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Trained networks as files and graphs that run without this package."""
 
-from gluon_resnest.deploy.graph import deployed, deployment_graph
+from gluon_resnest.deploy.mxnet_graph import deployed, deployment_graph
 
 __all__ = ["deployed", "deployment_graph"]

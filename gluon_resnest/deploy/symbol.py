@@ -13,7 +13,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock, SymbolBlock
 
-from gluon_resnest.deploy.graph import INPUT_NAME, deployment_graph
+from gluon_resnest.deploy.mxnet_graph import INPUT_NAME, deployment_graph
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import portable_operators, without_dropblock
 

@@ -11,6 +11,7 @@ from mxnet import gluon
 
 from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
+from gluon_resnest.training.watchdog import DEFAULT_HANG_TIMEOUT
 
 # How Horovod, Gloo and NCCL tell that a peer has gone.
 _ABANDONED = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer",
@@ -107,7 +108,7 @@ class Workers:
 class HorovodWorkers(Workers):
     """The ranks started by `horovodrun` or `mpirun`."""
 
-    def __init__(self) -> None:
+    def __init__(self, hang_timeout: float) -> None:
         try:
             import horovod.mxnet as hvd
         except ImportError as error:
@@ -117,7 +118,8 @@ class HorovodWorkers(Workers):
                 "docs/installation.md says how it is built",
                 only_here=True,
             ) from None
-        runtime.end_stalled_workers()
+        # Not before the watchdogs: these know what they wait for, and say it.
+        runtime.prepare_horovod(max(hang_timeout, DEFAULT_HANG_TIMEOUT), mx.context.num_gpus() > 0)
         hvd.init()
         self._hvd = hvd
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
@@ -172,9 +174,12 @@ def check_alike(workers: Workers, settings: Mapping[str, Any]) -> None:
                     f"has {value}: give all hosts the same files and flags")
 
 
-def connect() -> Workers:
-    """The workers that the launcher started, connected; or this process alone."""
-    return HorovodWorkers() if runtime.launched_size() > 1 else Workers()
+def connect(hang_timeout: float = DEFAULT_HANG_TIMEOUT) -> Workers:
+    """The workers that the launcher started, connected; or this process alone.
+
+    Horovod waits for a silent worker for `hang_timeout` seconds, and at least for five minutes.
+    """
+    return HorovodWorkers(hang_timeout) if runtime.launched_size() > 1 else Workers()
 
 
 def device(workers: Workers, no_cuda: bool = False) -> mx.Context:

@@ -13,7 +13,8 @@ from gluon_resnest.models import list_models
 from gluon_resnest.training.ablation import RECIPES
 from gluon_resnest.training.configuration import read_configuration
 from gluon_resnest.training.divergence import NAN_POLICIES
-from gluon_resnest.training.setup import DEFAULT_HANG_TIMEOUT, RunOptions
+from gluon_resnest.training.setup import RunOptions
+from gluon_resnest.training.watchdog import DEFAULT_HANG_TIMEOUT
 
 EXAMPLES = """
   python train_imagenet.py --model resnest50 --dry-run --world-size 64

@@ -21,8 +21,7 @@ from gluon_resnest.training.distillation import DistillationLoss, teacher_networ
 from gluon_resnest.training.distributed import Workers
 from gluon_resnest.training.recipe import Recipe
 from gluon_resnest.training.update import Updater
-
-DEFAULT_HANG_TIMEOUT = 300.0  # seconds, Horovod's own limit too
+from gluon_resnest.training.watchdog import DEFAULT_HANG_TIMEOUT
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,22 @@ def ignore_early_wishes() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
+class Stopped(Exception):
+    """A signal asked for the end, and the run can go on from where it stopped.
+
+    Attributes
+    ----------
+    number
+        Of the signal.
+    together
+        Whether all workers stop at the same point; otherwise none must wait for the others.
+    """
+
+    def __init__(self, number: int, together: bool = True) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number, self.together = number, together
+
+
 class Wishes:
     """What signals have asked for since this was entered.
 

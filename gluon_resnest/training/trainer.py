@@ -12,10 +12,9 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from gluon_resnest.data.mixup import MIXUP_STREAM, draw_lambdas, mix_with_reverse, smoothed_labels
 from gluon_resnest.errors import InputError
 from gluon_resnest.evaluation import Result, evaluate
-from gluon_resnest.layers import Normalize, scheduled_drop_prob, set_drop_prob, without_dropblock
+from gluon_resnest.layers import scheduled_drop_prob, set_drop_prob, without_dropblock
 from gluon_resnest.training import run_directory as files
 from gluon_resnest.training.agreement import AgreeingWorkers, Agreement
 from gluon_resnest.training.arrays import RunArrays
@@ -23,6 +22,7 @@ from gluon_resnest.training.bad_record_log import BadRecordLog
 from gluon_resnest.training.distributed import Abandoned, SharedFault, Workers, check_alike, device
 from gluon_resnest.training.divergence import Divergence
 from gluon_resnest.training.ema import MovingAverage
+from gluon_resnest.training.preparation import Preparation
 from gluon_resnest.training.progress import EpochSums, Progress
 from gluon_resnest.training.recipe import Recipe
 from gluon_resnest.training.report import DataClock, progress_bar
@@ -33,26 +33,10 @@ from gluon_resnest.training.setup import (
     make_updater,
     start_mixed_precision,
 )
-from gluon_resnest.training.signals import Wishes
+from gluon_resnest.training.signals import Stopped, Wishes
 from gluon_resnest.training.start import Start, begin_or_resume
 from gluon_resnest.training.watchdog import Watchdog
 from gluon_resnest.training.watching.plots import draw_learning_curve
-
-
-class Stopped(Exception):
-    """A signal asked for the end, and the run can go on from where it stopped.
-
-    Attributes
-    ----------
-    number
-        Of the signal.
-    together
-        Whether all workers stop at the same point; otherwise none must wait for the others.
-    """
-
-    def __init__(self, number: int, together: bool = True) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number, self.together = number, together
 
 
 class Trainer:
@@ -77,8 +61,7 @@ class Trainer:
         self.validation_loader = data.validation
         self.validation_images = data.validation_images
         self.net = make_network(recipe, options.pretrained, self.ctx)
-        self.normalize = Normalize()
-        self.normalize.hybridize(static_alloc=True)
+        self.preparation = Preparation(recipe, workers.rank, self.ctx)
         self.schedule = recipe.schedule(len(self.records), workers.size)
         self.updater = make_updater(self.net, recipe, workers, self.ctx, self.schedule(0))
         self.agreeing = AgreeingWorkers(workers)
@@ -255,7 +238,7 @@ class Trainer:
     ) -> Agreement:
         """One update of the weights, number `scheduled` of the schedule."""
         recipe, progress, updater = self.recipe, self.progress, self.updater
-        inputs, targets = self._prepared(images, labels)
+        inputs, targets = self.preparation(images, labels, progress.position)
         progress.step += 1
         if recipe.dropblock_prob or recipe.final_drop:
             # Ranks drop different neurons. Anew in each step, as MXNet cannot save its generator.
@@ -285,25 +268,6 @@ class Trainer:
             self.loader.sampling, recipe.batch_size, self.workers.size)
         self.watchdog.beat(f"step {progress.step}")
         return agreed
-
-    def _prepared(
-        self, images: np.ndarray, labels: np.ndarray
-    ) -> tuple[mx.nd.NDArray, mx.nd.NDArray]:
-        """Normalised images (N, 3, H, W) and target distributions (N, K), mixed if they are to."""
-        recipe, position = self.recipe, self.progress.position
-        inputs = self.normalize(mx.nd.array(images, ctx=self.ctx, dtype=np.uint8))
-        targets = mx.nd.array(
-            smoothed_labels(labels, recipe.classes, recipe.label_smoothing, recipe.smoothing_rule),
-            ctx=self.ctx)
-        if recipe.mixup_alpha > 0 and position.epoch < recipe.epochs - recipe.mixup_off_epoch:
-            rng = np.random.default_rng([recipe.seed, position.epoch, position.steps,
-                                         self.workers.rank, MIXUP_STREAM])
-            lambdas = mx.nd.array(
-                draw_lambdas(len(labels), recipe.mixup_alpha, rng, recipe.mixup_lambda),
-                ctx=self.ctx)
-            inputs = mix_with_reverse(inputs, lambdas)
-            targets = mix_with_reverse(targets, lambdas)
-        return inputs, targets
 
     def _show(self, bar: tqdm, agreed: Agreement, images: int, scheduled: int) -> None:
         progress, lr = self.progress, self.schedule(scheduled)
@@ -381,11 +345,14 @@ class Trainer:
                        unit="batch", leave=False, disable=self.workers.rank != 0)
         with without_dropblock(self.net):  # it would do nothing here, but cost a third of the time
             return evaluate(
-                lambda pixels: self.net(self.normalize(pixels)),
-                batches, self.ctx, self.validation_images,
+                self._logits, batches, self.validation_images,
                 reduce=self.workers.sum, batch_size=self.recipe.batch_size,
                 skipped=self.validation_loader.bad_records,
             )
+
+    def _logits(self, pixels: np.ndarray) -> np.ndarray:
+        pixels = mx.nd.array(pixels, ctx=self.ctx, dtype=np.uint8)
+        return self.net(self.preparation.normalize(pixels)).asnumpy()
 
     def _watched(self) -> Any:
         """Validation batches, unless a signal asks for the end: the epoch is saved already."""

@@ -9,6 +9,7 @@ from typing import Callable
 
 # "Temporary failure" among the exit codes of sysexits.h: worth another try.
 HUNG = 75
+DEFAULT_HANG_TIMEOUT = 300.0  # seconds
 
 _LOOK_EVERY = 1.0  # seconds
 _TIMES_THE_SLOWEST = 5

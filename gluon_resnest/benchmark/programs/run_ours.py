@@ -18,7 +18,7 @@ def prepare(task: dict[str, Any]) -> Prepared:
     mxnet_calls.initialize(net)
     if task["form"] == "deployed":
         # The other form must be timed without what this one imports.
-        from gluon_resnest.deploy.graph import deployed
+        from gluon_resnest.deploy.mxnet_graph import deployed
         net = deployed(net)
     else:
         mxnet_calls.hybridize(net)
