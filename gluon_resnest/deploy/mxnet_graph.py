@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -28,11 +27,9 @@ class SymbolWriter(Writer):
         return mx.sym.var(name, shape=value.shape)
 
     def convolve(self, name: str, x: mx.sym.Symbol, weight: np.ndarray, bias: np.ndarray,
-                 like: nn.Conv2D, groups: int | None = None) -> mx.sym.Symbol:
-        settings: dict[str, Any] = {key: like._kwargs[key]
-                                    for key in ("kernel", "stride", "pad", "dilate", "num_group")}
-        if groups is not None:
-            settings["num_group"] = groups
+                 like: nn.Conv2D) -> mx.sym.Symbol:
+        settings = {key: like._kwargs[key]
+                    for key in ("kernel", "stride", "pad", "dilate", "num_group")}
         return mx.sym.Convolution(
             x, self.variable(f"{name}_weight", weight), self.variable(f"{name}_bias", bias),
             num_filter=len(weight), name=name, **settings)
