@@ -68,7 +68,7 @@ demo: demo/data/train.rec demo/data/val.rec | environment-demo
 	$(RUN) scripts/evaluate.py --model resnest14 --params demo/run/best.params \
 	    --rec-val demo/data/val.rec --test-size 80
 	$(RUN) scripts/export_model.py --model resnest14 --params demo/run/best.params \
-	    --format symbol --output demo/run/exported --test-size 80
+	    --format symbol --images demo/data/val.rec --output demo/run/exported --test-size 80
 	$(RUN) scripts/predict.py --model demo/run/exported/resnest14-symbol.json \
 	    demo/data/photos/val/*/cell05[15]?.png
 	$(RUN) demo/picture.py demo/run demo/data/photos/val demo/run/demo.png

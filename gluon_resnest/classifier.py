@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -12,15 +11,14 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnest.data.transforms import EvaluationTransform
-from gluon_resnest.deploy.mxnet_graph import fuse
-from gluon_resnest.deploy.symbol import CARD, import_symbol
+from gluon_resnest.deploy.card import CARD
+from gluon_resnest.deploy.export import run_exported
+from gluon_resnest.deploy.symbol import on_device
 from gluon_resnest.errors import InputError
-from gluon_resnest.layers import Normalize
 from gluon_resnest.models import ResNeSt, check_input_size, find_variant, get_model
 from gluon_resnest.models.weights import classes_in, load_arrays, read_params
 
 CROP_RATIO = 0.875
-SYMBOL_SUFFIX = "-symbol.json"
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ def load_classifier(
     Parameters
     ----------
     model, params
-        Name of a network and its ``.params`` file; or the path of an exported
-        ``NAME-symbol.json``, whose parameters and ``model.json`` stand beside it.
+        Name of a network and its ``.params`` file; or the path of exported files: their folder,
+        their ``model.json``, or one that stands beside it.
     classes, input_size, crop_ratio
         Instead of those of the weights, the variant or the ``model.json``.
     class_names
@@ -92,51 +90,29 @@ def load_classifier(
         If something is missing or contradicts something else.
     """
     ctx = ctx or mx.cpu()
-    if model.endswith(SYMBOL_SUFFIX):
-        card, forward, params = _exported(Path(model), params, ctx)
-        net = None
+    if is_exported(model):
+        if params is not None:
+            raise InputError(f"--params {params} is for a network's name; {model} is exported and "
+                             "has its own")
+        (card, forward), net = run_exported(Path(model), ctx), None
+        beside = Path(model)
     else:
         card, net = _checkpoint(model, params, classes, ctx)
         net.hybridize(static_alloc=True)
-        forward = _on_device(net, ctx)
+        forward, beside = on_device(net, ctx), Path(params)
     if classes is not None and classes != card["classes"]:
         raise InputError(
             f"--classes {classes} contradicts the {card['classes']} classes of {model}")
     size = card["input_size"] if input_size is None else input_size
     check_input_size(size, "--test-size")
-    names = _names(class_names, Path(params).with_name("classes.txt"), card)
+    names = _names(class_names, beside.with_name("classes.txt"), card)
     return Classifier(card["model"], forward, card["classes"], names, size,
                       crop_ratio or card["crop_ratio"], net)
 
 
-def _on_device(net: HybridBlock, ctx: mx.Context) -> Callable[[np.ndarray], np.ndarray]:
-    """From pixels to logits, by a network that takes normalised images."""
-    normalize = Normalize()
-    normalize.hybridize(static_alloc=True)
-
-    def forward(pixels: np.ndarray) -> np.ndarray:
-        return net(normalize(mx.nd.array(pixels, ctx=ctx, dtype=np.uint8))).asnumpy()
-
-    return forward
-
-
-def _exported(symbol: Path, params: Path | None, ctx: mx.Context):
-    stem = symbol.name[: -len(SYMBOL_SUFFIX)]
-    params = params or symbol.with_name(f"{stem}-0000.params")
-    card_path = symbol.with_name(CARD)
-    net = import_symbol(symbol, params, ctx)
-    try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-        missing = {"model", "classes", "input_size", "crop_ratio"} - set(card)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{card_path}, the card beside {symbol}, cannot be read ({error}): "
-                         "export the model again") from None
-    if not missing and symbol.name not in card.get("files", [symbol.name]):
-        raise InputError(f"{card_path} describes {card['files'][0]}, not {symbol.name}: export the "
-                         "model again, into a folder of its own")
-    if missing:
-        raise InputError(f"{card_path} lacks {', '.join(sorted(missing))}: export the model again")
-    return card, _on_device(fuse(net), ctx), params
+def is_exported(model: str) -> bool:
+    """Whether `model` is the path of exported files and not the name of a network."""
+    return model.endswith((".json", ".onnx", "-0000.params")) or Path(model).is_dir()
 
 
 def _checkpoint(

@@ -108,6 +108,11 @@ def set_thread_count() -> None:
             RuntimeWarning, stacklevel=4)
 
 
+def thread_count() -> int:
+    """Threads that a runtime other than MXNet should take: as many as MXNet does."""
+    return max(1, _first_integer(("OMP_NUM_THREADS",), usable_cores()))
+
+
 def leave_cores_to_the_engine() -> None:
     """Keep this thread from an OpenMP team of its own; MXNet's engine has one that computes.
 
@@ -155,8 +160,7 @@ def prepare_horovod(stall_seconds: float, on_gpu: bool) -> None:
     """
     os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(round(stall_seconds)))
     if not on_gpu and "HOROVOD_AUTOTUNE" not in os.environ:  # which leaves set values alone
-        threads = max(1, _first_integer(("OMP_NUM_THREADS",), 1))
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", str(max(1, 20 // threads)))
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", str(max(1, 20 // thread_count())))
 
 
 def onednn_is_on() -> bool:

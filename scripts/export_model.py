@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Write a trained network as files that MXNet runs without this package.
+"""Write a trained network as files that run without this package, and prove them equal to it.
 
-The files are read back and must give the network's own logits, or nothing is written.
+The files are read back and must give the network's own logits, or nothing is written. model.json,
+beside them, says what a client has to know: preprocessing, class names, input and output.
 """
 
 from __future__ import annotations
@@ -9,47 +10,64 @@ from __future__ import annotations
 from pathlib import Path
 
 from gluon_resnest import command_line
-from gluon_resnest.classifier import SYMBOL_SUFFIX, load_classifier
-from gluon_resnest.deploy.symbol import GRAPHS, export_symbol, sha256
+from gluon_resnest.benchmark.photographs import photographs
+from gluon_resnest.classifier import Classifier, is_exported, load_classifier
+from gluon_resnest.deploy.check_images import drawn_crops, record_crops
+from gluon_resnest.deploy.export import FORMATS, Description, export
+from gluon_resnest.deploy.symbol import GRAPHS
 from gluon_resnest.errors import InputError
-from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD
 
 EXAMPLES = """
   python scripts/export_model.py --model resnest50 --params resnest50.params --output exported
-  python scripts/predict.py --model exported/resnest50-symbol.json photo.jpg
+  python scripts/export_model.py --model resnest50 --params resnest50.params --format onnx \\
+      --pixels --images val.rec --output exported-onnx
+  python scripts/predict.py --model exported photo.jpg
 """
+
+# Without --images; drawn, not photographed.
+_DRAWN = 9
+
+
+def check_crops(args, classifier: Classifier):
+    """Crops that the files are checked with, and in words what they are."""
+    if args.images is None:
+        drawn = list(photographs(min(_DRAWN, args.image_count)))
+        return drawn_crops(drawn, classifier.transform), f"{len(drawn)} drawn pictures"
+    crops = record_crops(args.images, classifier.transform, args.image_count)
+    return crops, f"{len(crops)} images of {args.images.name}"
 
 
 def main() -> None:
     parser = command_line.parser(__doc__, EXAMPLES)
     command_line.add_network_flags(parser)
-    parser.add_argument("--format", choices=["symbol"], default="symbol",
-                        help="symbol: NAME-symbol.json and NAME-0000.params (default)")
+    parser.add_argument("--format", choices=list(FORMATS), default="symbol",
+                        help="symbol: NAME-symbol.json and NAME-0000.params, for MXNet (default); "
+                             "onnx: NAME.onnx")
     parser.add_argument("--graph", choices=GRAPHS, default="deployed",
-                        help="deployed: rewritten for inference, with normalisation folded into "
-                             "the convolutions (default); plain: the network as it was trained")
+                        help="of a symbol. deployed: rewritten for inference, with normalisation "
+                             "folded into the convolutions (default); plain: the network as it "
+                             "was trained")
+    parser.add_argument("--pixels", action="store_true",
+                        help="bake the normalisation in: clients send uint8 crops (N, H, W, 3)")
+    parser.add_argument("--images", type=Path, metavar="FILE.rec",
+                        help="images that the files are checked with (default: drawn pictures)")
+    parser.add_argument("--image-count", type=command_line.positive, default=64, metavar="N",
+                        help="at most so many of them (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
                         help="folder for the files; made if it is not there")
     args = parser.parse_args()
-    if args.model.endswith(SYMBOL_SUFFIX):
+    if is_exported(args.model):
         raise InputError(f"--model {args.model} is exported already: give a name such as resnest50")
+    if args.graph != "deployed" and args.format != "symbol":
+        raise InputError(f"--graph {args.graph} is for --format symbol, not {args.format}")
 
     classifier = load_classifier(args.model, args.params, args.classes, args.test_size,
                                  args.crop_ratio, args.class_names)
-    card = {
-        "model": classifier.name,
-        "classes": classifier.classes,
-        "class_names": classifier.class_names,
-        "input_size": classifier.input_size,
-        "crop_ratio": classifier.crop_ratio,
-        "input": "float32 (N, 3, H, W), RGB, (pixel / 255 - mean) / std",
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "output": "float32 (N, classes), logits",
-        "weights_sha256": sha256(args.params),
-    }
-    for path in export_symbol(classifier.net, args.output, classifier.name,
-                              classifier.input_size, card, args.graph):
+    crops, words = check_crops(args, classifier)
+    description = Description(classifier.name, classifier.input_size, classifier.crop_ratio,
+                              classifier.class_names, args.params, words)
+    for path in export(classifier.net, args.output, description, crops, args.format, args.graph,
+                       args.pixels):
         print(path)
 
 

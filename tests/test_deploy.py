@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from conftest import randomize
 
 import gluon_resnest
 from gluon_resnest.classifier import load_classifier
-from gluon_resnest.deploy import symbol as deploy
+from gluon_resnest.deploy import export as exporting
+from gluon_resnest.deploy.agreement import Agreement, DisagreementError, compare
+from gluon_resnest.deploy.card import sha256
+from gluon_resnest.deploy.export import Description, export, run_exported
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize
 from gluon_resnest.models import save_weights
 
-CARD = {"model": "resnest14", "classes": 4, "input_size": 64, "crop_ratio": 0.875,
-        "class_names": ["a", "b", "c", "d"]}
+FORMS = {"symbol": {}, "plain": {"graph": "plain"}, "symbol of pixels": {"pixels": True},
+         "onnx": {"form": "onnx"}, "onnx of pixels": {"form": "onnx", "pixels": True}}
+NAMES = ("a", "b", "c", "d")
 
 
 @pytest.fixture(scope="module")
@@ -30,80 +40,251 @@ def net():
 
 
 @pytest.fixture(scope="module")
-def exported(net, tmp_path_factory):
+def weights(net, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "net.params"
+    save_weights(net, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def crops(photos):
+    return np.stack([photo[y:y + 64, x:x + 64] for photo in photos
+                     for y, x in ((0, 0), (100, 200), (300, 500), (200, 50), (363, 576))])
+
+
+@pytest.fixture(scope="module")
+def description(weights):
+    return Description("resnest14", 64, 0.875, NAMES, weights, "10 crops of photographs")
+
+
+@pytest.fixture(scope="module")
+def exported(net, crops, description, tmp_path_factory):
+    """A folder for each of FORMS."""
     folder = tmp_path_factory.mktemp("exported")
-    deploy.export_symbol(net, folder, "resnest14", 64, CARD)
+    for name, settings in FORMS.items():
+        export(net, folder / name, description, crops, **settings)
     return folder
 
 
-def test_files_and_card(exported):
-    assert sorted(path.name for path in exported.iterdir()) == [
-        "model.json", "resnest14-0000.params", "resnest14-symbol.json"]
-    card = json.loads((exported / "model.json").read_text())
-    assert card["class_names"] == ["a", "b", "c", "d"]
-    assert card["files"] == ["resnest14-symbol.json", "resnest14-0000.params"]
-    assert 0 <= card["largest_relative_difference"] <= 1e-5
+def networks_logits(net, pixels: np.ndarray) -> np.ndarray:
+    return net(Normalize()(mx.nd.array(pixels, dtype=np.uint8))).asnumpy()
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (5, 3, 64, 64), (2, 3, 97, 80)])
-def test_logits_equal_the_networks(net, exported, shape, rng):
-    """Read back by MXNet alone, as a user of the files would."""
+@pytest.mark.parametrize("form", FORMS)
+def test_files_and_card(form, exported, weights):
+    folder = exported / form
+    card = json.loads((folder / "model.json").read_text())
+    kind = "onnx" if "onnx" in form else "symbol"
+    files = {"onnx": ["resnest14.onnx"],
+             "symbol": ["resnest14-symbol.json", "resnest14-0000.params"]}[kind]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["model.json", *files])
+    assert card["files"] == {name: sha256(folder / name) for name in files}
+    assert (card["format"], card["class_names"]) == (kind, list(NAMES))
+    assert card["weights"] == {"file": "net.params", "sha256": sha256(weights)}
+    assert card["preprocessing"]["resize"]["shorter_side"] == 74  # 64 / 0.875, rounded up
+    assert card["input"]["shape"] == (["N", 64, 64, 3] if "pixels" in form else ["N", 3, 64, 64])
+    assert card["agreement"]["images"] == 10
+    assert card["agreement"]["checked_with"] == "10 crops of photographs"
+    assert 0 <= card["agreement"]["largest_relative_difference"] <= 1e-5
+    assert card["agreement"]["top1_agreement"] == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (5, 64, 64, 3), (2, 97, 80, 3)])
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_are_the_networks(form, shape, net, exported, rng):
+    """Any batch, any size."""
+    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+    _, forward = run_exported(exported / form)
+    expected = networks_logits(net, pixels)
+    np.testing.assert_allclose(forward(pixels), expected, rtol=0,
+                               atol=1e-5 * np.abs(expected).max())
+
+
+def test_by_mxnet_alone(net, exported, rng):
+    """As a user of the files would, without this package."""
+    images = rng.standard_normal((3, 3, 64, 64)).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MXNet itself, about operators that are not here
-        symbol = mx.gluon.SymbolBlock.imports(str(exported / "resnest14-symbol.json"), ["data"],
-                                              str(exported / "resnest14-0000.params"))
-    images = mx.nd.array(rng.standard_normal(shape))
-    np.testing.assert_allclose(symbol(images).asnumpy(), net(images).asnumpy(), atol=1e-5, rtol=0)
+        symbol = mx.gluon.SymbolBlock.imports(
+            str(exported / "symbol/resnest14-symbol.json"), ["data"],
+            str(exported / "symbol/resnest14-0000.params"))
+    np.testing.assert_allclose(symbol(mx.nd.array(images)).asnumpy(),
+                               net(mx.nd.array(images)).asnumpy(), atol=1e-5, rtol=0)
 
 
-def test_classifier_from_symbol_equals_the_one_from_the_checkpoint(net, exported, photos, tmp_path):
-    save_weights(net, tmp_path / "net.params")
-    from_checkpoint = load_classifier("resnest14", tmp_path / "net.params", input_size=64)
-    from_symbol = load_classifier(str(exported / "resnest14-symbol.json"))
-    crops = np.stack([from_symbol.transform(photo) for photo in photos])
+def test_onnx_by_onnx_runtime_alone(net, exported, rng):
+    images = rng.standard_normal((3, 3, 64, 64)).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(exported / "onnx/resnest14.onnx"),
+                                           providers=["CPUExecutionProvider"])
+    found, = session.run(["logits"], {"data": images})
+    np.testing.assert_allclose(found, net(mx.nd.array(images)).asnumpy(), atol=1e-5, rtol=0)
+
+
+def test_what_is_in_an_onnx_file(exported):
+    model = onnx.load(str(exported / "onnx/resnest14.onnx"))
+    onnx.checker.check_model(model, full_check=True)
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", 13)]
+    assert [value.name for value in model.graph.input] == ["data"]  # no weights
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"Shape", "ScatterND", "GatherND", "BatchNormalization", "Dropout"}
+    assert [dim.dim_param or dim.dim_value for dim
+            in model.graph.input[0].type.tensor_type.shape.dim] == ["N", 3, "H", "W"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_classifier_equals_the_one_from_the_checkpoint(form, exported, photos, weights):
+    from_checkpoint = load_classifier("resnest14", weights, input_size=64)
+    from_files = load_classifier(str(exported / form))
+    crops = np.stack([from_files.transform(photo) for photo in photos])
     assert crops.shape == (2, 64, 64, 3)
-    found = from_symbol.probabilities(crops)
+    found = from_files.probabilities(crops)
     np.testing.assert_allclose(found, from_checkpoint.probabilities(crops), atol=1e-6)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
-    assert from_symbol.class_names == ("a", "b", "c", "d")
+    assert from_files.class_names == NAMES
+    assert from_files.net is None
     assert from_checkpoint.class_names is None
     assert from_checkpoint.class_name(3) == "class 3"
 
 
-def test_a_second_model_wants_a_folder_of_its_own(net, exported, tmp_path):
-    with pytest.raises(InputError, match="describes an export of resnest14: give resnest26"):
-        deploy.export_symbol(net, exported, "resnest26", 64, CARD)
-    for path in exported.iterdir():
-        (tmp_path / path.name.replace("resnest14-", "other-")).write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match=r"describes resnest14-symbol.json, not other-symbol"):
-        load_classifier(str(tmp_path / "other-symbol.json"))
+def test_any_of_the_files_names_the_export(exported):
+    for name in ("", "model.json", "resnest14-symbol.json", "resnest14-0000.params"):
+        assert load_classifier(str(exported / "symbol" / name)).name == "resnest14"
 
 
-def test_a_disagreement_leaves_no_file(net, tmp_path, monkeypatch):
-    other = gluon_resnest.get_model("resnest14", classes=4)
-    other.initialize()
-    monkeypatch.setattr(deploy, "import_symbol", lambda *_: other)
-    with pytest.raises(deploy.DisagreementError, match="nothing was written"):
-        deploy.export_symbol(net, tmp_path / "out", "resnest14", 64, CARD)
+def test_another_export_wants_a_folder_of_its_own(net, crops, description, exported):
+    other = Description("resnest26", 64, 0.875)
+    with pytest.raises(InputError, match="describes an export of resnest14 as symbol: give"):
+        export(net, exported / "symbol", other, crops)
+    with pytest.raises(InputError, match="give resnest14 as onnx a folder of its own"):
+        export(net, exported / "symbol", description, crops, form="onnx")
+
+
+@pytest.mark.parametrize("form", ["symbol", "onnx"])
+def test_a_disagreement_leaves_no_file(form, net, crops, description, tmp_path, monkeypatch):
+    right = exporting.run_exported
+    monkeypatch.setattr(exporting, "run_exported", lambda path: (
+        None, lambda pixels: right(path)[1](pixels) * np.float32(1.01)))
+    with pytest.raises(DisagreementError, match="nothing was written"):
+        export(net, tmp_path / "out", description, crops, form=form)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_broken_files_are_one_line(exported, tmp_path):
-    for name in ("model.json", "resnest14-0000.params", "resnest14-symbol.json"):
-        (tmp_path / name).write_bytes((exported / name).read_bytes())
-    symbol = tmp_path / "resnest14-symbol.json"
-    (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(InputError, match=r"model.json lacks classes, .*export the model again"):
-        load_classifier(str(symbol))
-    (tmp_path / "model.json").unlink()
-    with pytest.raises(InputError, match=r"model.json, the card beside .*export the model again"):
-        load_classifier(str(symbol))
-    symbol.write_text("{")
+def test_agreement_is_measured(crops):
+    def first(pixels):
+        return pixels.astype(np.float64).mean(axis=(1, 2))
+
+    def second(pixels):
+        logits = first(pixels)
+        logits[0, logits[0].argmax()] -= 300  # of the first of each batch
+        return logits
+
+    found = compare(first, second, crops)
+    expected = 300 / max(first(crops).max(), first(np.tile(crops[:3], (1, 2, 2, 1))).max())
+    assert found.images == 10
+    assert found.top1_agreement == pytest.approx(0.7)  # batches of 1, 8 and 1
+    assert found.largest_relative_difference == pytest.approx(expected, rel=0.2)
+    assert compare(first, first, crops) == Agreement(10, 0.0, 1.0)
+    assert compare(first, lambda pixels: first(pixels) * np.nan,
+                   crops).largest_relative_difference == float("inf")
+    with pytest.raises(DisagreementError, match=r"give \(1, 2\) for"):
+        compare(first, lambda pixels: first(pixels)[:, :2], crops)
+
+
+# ---- files that cannot be trusted ----
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def without_digest(folder: Path) -> dict:
+    """The card as its files are now: what remains is for the runtimes to refuse."""
+    card = json.loads((folder / "model.json").read_text())
+    card["files"] = {name: sha256(folder / name) for name in card["files"]}
+    (folder / "model.json").write_text(json.dumps(card))
+    return card
+
+
+def changed(folder: Path, **fields) -> None:
+    card = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**card, **fields}))
+
+
+FAULTS = {
+    "no card": ("symbol", lambda f: (f / "model.json").unlink(),
+                r"model.json, the card .* cannot be read \(No such file"),
+    "no JSON": ("onnx", lambda f: (f / "model.json").write_text("{"), "cannot be read"),
+    "deep JSON": ("onnx", lambda f: (f / "model.json").write_text("[" * 100_000), "cannot be read"),
+    "a list": ("onnx", lambda f: (f / "model.json").write_text("[]"), "cannot be read"),
+    "empty card": ("symbol", lambda f: (f / "model.json").write_text("{}"),
+                   "model.json lacks model, format, .*export the model again"),
+    "another format": ("onnx", lambda f: changed(f, format="tflite"), "has the format 'tflite'"),
+    "a file elsewhere": ("onnx", lambda f: changed(f, files={"../other.onnx": "0"}),
+                         "names the file '../other.onnx', which is not beside it"),
+    "a missing file": ("symbol", lambda f: (f / "resnest14-0000.params").unlink(),
+                       "resnest14-0000.params is missing"),
+    "a cut ONNX": ("onnx", lambda f: cut(f / "resnest14.onnx"),
+                   "resnest14.onnx is not the file that was exported: its SHA-256"),
+    "a cut ONNX, card too": ("onnx", lambda f: (cut(f / "resnest14.onnx"), without_digest(f)),
+                             "ONNX Runtime cannot load .*resnest14.onnx"),
+    "an empty ONNX": ("onnx", lambda f: ((f / "resnest14.onnx").write_bytes(b""),
+                                         without_digest(f)), "ONNX Runtime cannot load"),
+    "broken symbol": ("symbol", lambda f: ((f / "resnest14-symbol.json").write_text("{"),
+                                           without_digest(f)), "cannot be loaded together"),
+    "cut parameters": ("symbol", lambda f: (cut(f / "resnest14-0000.params"), without_digest(f)),
+                       "cannot be loaded together"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_untrusted_files_are_one_line(fault, exported, tmp_path):
+    form, damage, words = FAULTS[fault]
+    folder = tmp_path / "out"
+    shutil.copytree(exported / form, folder)
+    damage(folder)
+    with pytest.raises(InputError, match=words):
+        load_classifier(str(folder))
+
+
+def test_parameters_of_another_model(exported, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(exported / "symbol", folder)
+    other = gluon_resnest.get_model("resnest26", classes=4)
+    other.initialize()
+    save_weights(other, folder / "resnest14-0000.params")
+    with pytest.raises(InputError, match="is not the file that was exported"):
+        load_classifier(str(folder))
+    without_digest(folder)
     with pytest.raises(InputError, match="cannot be loaded together"):
-        load_classifier(str(symbol))
-    symbol.unlink()
-    with pytest.raises(InputError, match=r"resnest14-symbol.json is missing"):
-        load_classifier(str(symbol))
+        load_classifier(str(folder))
+
+
+def test_a_damaged_export_does_not_end_the_process(exported, tmp_path):
+    """Symbols cut at many places, in a process of their own: MXNet can abort."""
+    folder = tmp_path / "out"
+    shutil.copytree(exported / "symbol", folder)
+    code = f"""
+import json, pathlib
+from gluon_resnest.deploy.export import run_exported
+from gluon_resnest.deploy.card import sha256
+from gluon_resnest.errors import InputError
+folder = pathlib.Path({str(folder)!r})
+whole = (folder / "resnest14-symbol.json").read_bytes()
+refused = 0
+for number in range(25):
+    (folder / "resnest14-symbol.json").write_bytes(whole[:len(whole) * number // 25])
+    card = json.loads((folder / "model.json").read_text())
+    card["files"]["resnest14-symbol.json"] = sha256(folder / "resnest14-symbol.json")
+    (folder / "model.json").write_text(json.dumps(card))
+    try:
+        run_exported(folder)
+    except InputError:
+        refused += 1
+print(refused)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "25"
 
 
 def test_normalisation_by_its_formula(rng):

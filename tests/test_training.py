@@ -197,7 +197,7 @@ def bad_inputs(folder: Path, digits: Path) -> dict:
                        "argument --crop-ratio: '2' must be above 0 and at most 1"),
         "evaluation size": ((*evaluate, "resnest14", "--params", weights, "--input-size", 8),
                             "--test-size 8 is too small"),
-        "missing image": ((*predict, folder / "none.png"), "none.png: No such file"),
+        "missing image": ((*predict, folder / "none.png"), "none.png"),
         "no image": ((*predict, folder / "text.png"), "text.png"),
         "class names": ((*predict, "--class-names", folder / "text.png", folder / "text.png"),
                         "names 1 classes, the network has 4"),

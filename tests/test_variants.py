@@ -12,7 +12,7 @@ from conftest import randomize
 from mxnet import autograd
 
 import gluon_resnest
-from gluon_resnest.deploy.symbol import export_symbol, import_symbol
+from gluon_resnest.deploy.symbol import import_symbol, write_symbol
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import DropBlock, GroupNorm
 from gluon_resnest.models import find_variant
@@ -197,8 +197,8 @@ def test_dropblock_stands_in_the_last_two_stages_and_nowhere_in_files(name, tmp_
     net.save_parameters(str(tmp_path / "net.params"))
     plain.load_parameters(str(tmp_path / "net.params"))
     without = [node["op"] for node in json.loads(plain(mx.sym.var("data")).tojson())["nodes"]]
-    export_symbol(net, tmp_path / "out", "resnest14", 64, {"model": "resnest14"},
-                  graph="plain")
+    (tmp_path / "out").mkdir()
+    write_symbol(net, tmp_path / "out" / "resnest14", graph="plain")
     net.export(str(tmp_path / "own"))  # what users of Gluon call
     for path in (tmp_path / "out" / "resnest14-symbol.json", tmp_path / "own-symbol.json"):
         operators = [node["op"] for node in json.loads(path.read_text())["nodes"]]

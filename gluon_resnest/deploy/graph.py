@@ -23,7 +23,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock, nn
 
 from gluon_resnest.deploy.writer import Writer
-from gluon_resnest.layers import SplitAttention
+from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD, SplitAttention
 from gluon_resnest.models.resnest import Bottleneck, ResNeSt
 
 
@@ -54,6 +54,13 @@ def write_network(writer: Writer, net: ResNeSt, x: Any) -> Any:
         return maps
     return writer.dense("fc", writer.flatten(writer.mean(x)),
                         _value(net.fc.weight), _value(net.fc.bias))
+
+
+def pixel_scale_and_offset() -> tuple[np.ndarray, np.ndarray]:
+    """Normalisation as pixel * scale - offset, each (1, 3, 1, 1) float32."""
+    mean, std = (np.array(values, np.float64).reshape(1, 3, 1, 1)
+                 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
 
 
 def _bottleneck(writer: Writer, name: str, x: Any, block: Bottleneck) -> Any:

@@ -9,11 +9,11 @@ import numpy as np
 from mxnet.gluon import HybridBlock, SymbolBlock, nn
 
 from gluon_resnest import runtime
-from gluon_resnest.deploy.graph import write_network
+from gluon_resnest.deploy.graph import pixel_scale_and_offset, write_network
 from gluon_resnest.deploy.writer import Writer
 from gluon_resnest.models.resnest import ResNeSt
 
-INPUT_NAME = "data"
+INPUT_NAME, PIXELS_NAME = "data", "pixels"
 
 
 class SymbolWriter(Writer):
@@ -102,6 +102,19 @@ def deployment_graph(net: ResNeSt) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArr
     if isinstance(output, list):
         output = mx.sym.Group(output)
     return output, writer.parameters
+
+
+def from_pixels(
+    symbol: mx.sym.Symbol, parameters: dict[str, mx.nd.NDArray]
+) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
+    """The same graph with the input ``pixels`` (N, H, W, 3), uint8, RGB, normalised in it."""
+    scale, offset = pixel_scale_and_offset()
+    images = mx.sym.transpose(mx.sym.var(PIXELS_NAME, dtype=np.uint8), axes=(0, 3, 1, 2))
+    images = mx.sym.broadcast_mul(mx.sym.Cast(images, dtype="float32"),
+                                  mx.sym.var("pixel_scale", shape=scale.shape))
+    images = mx.sym.broadcast_sub(images, mx.sym.var("pixel_offset", shape=offset.shape))
+    return symbol(**{INPUT_NAME: images}), {
+        **parameters, "pixel_scale": mx.nd.array(scale), "pixel_offset": mx.nd.array(offset)}
 
 
 def deployed(net: ResNeSt) -> SymbolBlock:

@@ -13,10 +13,9 @@ import onnx
 from mxnet.gluon import HybridBlock, nn
 from onnx import TensorProto, helper, numpy_helper
 
-from gluon_resnest.deploy.graph import write_network
+from gluon_resnest.deploy.graph import pixel_scale_and_offset, write_network
 from gluon_resnest.deploy.writer import Writer
 from gluon_resnest.errors import InputError
-from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD
 from gluon_resnest.models.resnest import ResNeSt
 
 OPSET = 13  # of 2020: the first with per-channel quantization, and read by every runtime since
@@ -116,32 +115,25 @@ class OnnxWriter(Writer):
         return self.node("Flatten", x)
 
 
-def onnx_graph(net: ResNeSt, pixels: bool = False) -> onnx.ModelProto:
+def onnx_graph(net: ResNeSt) -> onnx.ModelProto:
     """`net` for inference as a model of ONNX.
 
     Parameters
     ----------
     net
         With weights, three input channels and logits.
-    pixels
-        The input is ``pixels`` (N, H, W, 3), uint8, RGB, and normalised in the graph; otherwise
-        it is ``data`` (N, 3, H, W), float32, normalised. Any N, H and W.
 
     Returns
     -------
     onnx.ModelProto
-        Output ``logits`` (N, classes), float32. Weights are no inputs.
+        Input ``data`` (N, 3, H, W), float32, normalised, any N, H and W; output ``logits``
+        (N, classes), float32. Weights are no inputs.
     """
     writer = OnnxWriter()
-    if pixels:
-        given = helper.make_tensor_value_info(PIXELS_NAME, TensorProto.UINT8, ["N", "H", "W", 3])
-        x = _normalized(writer, PIXELS_NAME)
-    else:
-        given = helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, ["N", 3, "H", "W"])
-        x = INPUT_NAME
-    logits = write_network(writer, net, x)
+    logits = write_network(writer, net, INPUT_NAME)
     graph = helper.make_graph(
-        writer.nodes, "resnest", [given],
+        writer.nodes, "resnest",
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, ["N", 3, "H", "W"])],
         [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["N", net.fc.weight.shape[0]])],
         writer.weights)
     model = helper.make_model(graph, producer_name="gluon_resnest", ir_version=IR_VERSION,
@@ -150,10 +142,23 @@ def onnx_graph(net: ResNeSt, pixels: bool = False) -> onnx.ModelProto:
     return model
 
 
-def _normalized(writer: OnnxWriter, pixels: str) -> str:
-    """(pixel / 255 - mean) / std, as (N, 3, H, W)."""
-    mean, std = (np.array(values, np.float64).reshape(1, 3, 1, 1)
-                 for values in (IMAGENET_MEAN, IMAGENET_STD))
-    x = writer.transpose(writer.node("Cast", pixels, to=TensorProto.FLOAT), (0, 3, 1, 2))
-    x = writer.multiply(x, writer.constant("scale", (1 / (255 * std)).astype(np.float32)))
-    return writer.subtract(x, writer.constant("offset", (mean / std).astype(np.float32)))
+def from_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with the input ``pixels`` (N, H, W, 3), uint8, RGB, normalised in it."""
+    scale, offset = pixel_scale_and_offset()
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    nodes = [
+        helper.make_node("Transpose", [PIXELS_NAME], ["pixels_nchw"], perm=(0, 3, 1, 2)),
+        helper.make_node("Cast", ["pixels_nchw"], ["pixels_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["pixels_float", "pixel_scale"], ["pixels_scaled"]),
+        helper.make_node("Sub", ["pixels_scaled", "pixel_offset"], [INPUT_NAME]),
+        *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([numpy_helper.from_array(scale, "pixel_scale"),
+                              numpy_helper.from_array(offset, "pixel_offset")])
+    graph.input[0].CopyFrom(
+        helper.make_tensor_value_info(PIXELS_NAME, TensorProto.UINT8, ["N", "H", "W", 3]))
+    onnx.checker.check_model(changed, full_check=True)
+    return changed

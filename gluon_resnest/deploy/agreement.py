@@ -1,0 +1,66 @@
+"""Whether exported files compute what the network computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import numpy as np
+from tqdm import tqdm
+
+Forward = Callable[[np.ndarray], np.ndarray]
+
+_BATCH = 8
+_OTHER_SIZE = 33  # pixels that the images of another size have more
+
+
+class DisagreementError(RuntimeError):
+    """The exported files do not compute what the network computes."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two networks agree on the same images.
+
+    Attributes
+    ----------
+    images
+        Number of images.
+    largest_relative_difference
+        Of two logits, over the largest logit of the network.
+    top1_agreement
+        Share of the images to which both give the same class.
+    """
+
+    images: int
+    largest_relative_difference: float
+    top1_agreement: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def compare(network: Forward, exported: Forward, images: np.ndarray) -> Agreement:
+    """Run both on `images` (N, H, W, 3) uint8: one alone, in batches, and in another size.
+
+    The network is asked for whole batches, the exported files for some of other sizes, so that
+    files that only take the batch they were written with do not pass.
+    """
+    size = images.shape[1] + _OTHER_SIZE
+    larger = np.tile(images[:3], (1, 2, 2, 1))[:, :size, :size]
+    parts = [images[:1], *(images[start:start + _BATCH]
+                           for start in range(1, len(images), _BATCH)), larger]
+    differences, largest, same = [], 0.0, 0
+    for part in tqdm(parts, "comparing", unit="batch", leave=False, disable=None):
+        expected, found = network(part), exported(part)
+        if expected.shape != found.shape:
+            raise DisagreementError(f"the exported files give {found.shape} for {part.shape}, the "
+                                    f"network {expected.shape}; nothing was written")
+        differences.append(np.abs(expected - found).max())
+        largest = max(largest, float(np.abs(expected).max()))
+        if part is not larger:
+            same += int((expected.argmax(axis=1) == found.argmax(axis=1)).sum())
+    # A network of zeros only agrees with another.
+    difference = float(np.max(differences)) / max(largest, np.finfo(np.float32).tiny)
+    return Agreement(len(images), difference if np.isfinite(difference) else float("inf"),
+                     same / len(images))

@@ -1,0 +1,225 @@
+"""Exporting: a network becomes files, which must give the network's own answers to be kept."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnest import __version__
+from gluon_resnest.data.crops import LARGEST_BILINEAR_SIZE
+from gluon_resnest.deploy.agreement import Agreement, DisagreementError, compare
+from gluon_resnest.deploy.card import read_card, refuse_other_exports, sha256, write_card
+from gluon_resnest.deploy.mxnet_graph import INPUT_NAME, PIXELS_NAME
+from gluon_resnest.deploy.onnx_file import onnx_runner, write_onnx
+from gluon_resnest.deploy.symbol import on_device, symbol_runner, write_symbol
+from gluon_resnest.errors import InputError
+from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD
+from gluon_resnest.models.resnest import ResNeSt
+
+
+@dataclass(frozen=True)
+class Format:
+    """What runs the files, and how far they may be from the network.
+
+    Attributes
+    ----------
+    runtime
+        ``"mxnet"`` or ``"onnxruntime"``.
+    tolerance
+        Largest difference of logits, over the largest logit; None where rounding is coarse by
+        design.
+    least_agreement
+        Share of the images that must get the network's class; where there is no tolerance.
+    """
+
+    runtime: str
+    tolerance: float | None
+    least_agreement: float = 1.0
+
+
+FORMATS = {
+    "symbol": Format("mxnet", 1e-4),
+    "onnx": Format("onnxruntime", 1e-4),
+}
+_PLAIN_TOLERANCE = 1e-5  # the network's own operators
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a client has to know beside the graph.
+
+    Attributes
+    ----------
+    name
+        Of the model; files are called after it.
+    input_size, crop_ratio
+        Side of the crop in pixels, and over the shorter side of the resized image.
+    class_names
+        One a class, if they are known.
+    source
+        File of the weights.
+    images
+        In words, what the export was checked with.
+    """
+
+    name: str
+    input_size: int
+    crop_ratio: float
+    class_names: tuple[str, ...] | None = None
+    source: Path | None = None
+    images: str = "images given by the caller"
+
+
+def export(
+    net: ResNeSt,
+    directory: Path,
+    description: Description,
+    images: np.ndarray,
+    form: str = "symbol",
+    graph: str = "deployed",
+    pixels: bool = False,
+) -> list[Path]:
+    """Write `net` in a format that runs without this package, and prove it equal to `net`.
+
+    Parameters
+    ----------
+    directory
+        Of this export alone; made if it is not there.
+    images
+        Crops (N, H, W, 3) uint8, RGB, on which the files must agree with the network.
+    form
+        A key of `FORMATS`.
+    graph
+        For ``"symbol"``, see :func:`~.symbol.write_symbol`.
+    pixels
+        Bake the normalisation in: clients send crops as uint8.
+
+    Returns
+    -------
+    list of Path
+        The files; the last is ``model.json``.
+
+    Raises
+    ------
+    DisagreementError
+        The files, read back, compute something else; nothing is left behind then.
+    InputError
+        The folder cannot be written to or holds another export, or the network has no such form.
+    """
+    directory = Path(directory)
+    kind = FORMATS[form]
+    refuse_other_exports(directory, description.name, form)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as scratch:
+            prefix = Path(scratch) / description.name
+            if kind.runtime == "mxnet":
+                files = write_symbol(net, prefix, graph, pixels)
+            else:
+                files = write_onnx(net, prefix, pixels)
+            card = _card(net, description, form, graph, pixels, files)
+            written = write_card(Path(scratch), card)
+            agreement = compare(on_device(net, mx.cpu()), run_exported(written)[1], images)
+            tolerance = _PLAIN_TOLERANCE if graph == "plain" else kind.tolerance
+            _check(agreement, tolerance, kind.least_agreement)
+            write_card(Path(scratch), {**card, "agreement": {
+                **agreement.as_dict(), "checked_with": description.images}})
+            return [path.replace(directory / path.name) for path in (*files, written)]
+    except OSError as error:
+        raise InputError(f"--output {directory} cannot be written to: {error.strerror}") from None
+
+
+def run_exported(
+    path: Path, ctx: mx.Context | None = None
+) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]:
+    """The card of exported files and what they compute.
+
+    Parameters
+    ----------
+    path
+        Their folder, their ``model.json``, or one of them.
+    ctx
+        Device, for files that MXNet runs.
+
+    Returns
+    -------
+    card
+        Content of ``model.json``.
+    forward
+        From pixels (N, H, W, 3) uint8, RGB, to logits (N, classes) float32.
+
+    Raises
+    ------
+    InputError
+        Something is missing, damaged or of another export.
+    """
+    card, folder = read_card(Path(path))
+    kind = FORMATS.get(card["format"])
+    if kind is None:
+        raise InputError(f"{folder} has the format '{card['format']}', which this version does "
+                         f"not know: it knows {', '.join(FORMATS)}")
+    files = [folder / name for name in card["files"]]
+    pixels = card["input"].get("dtype") == "uint8"
+    if kind.runtime == "mxnet":
+        if len(files) != 2:
+            raise InputError(f"{folder} lacks a symbol or its parameters: export the model again")
+        return card, symbol_runner(*files, PIXELS_NAME if pixels else INPUT_NAME, pixels, ctx)
+    return card, onnx_runner(files[0], pixels)
+
+
+def _card(net: ResNeSt, description: Description, form: str, graph: str, pixels: bool,
+          files: list[Path]) -> dict[str, Any]:
+    size, classes = description.input_size, net.fc.weight.shape[0]
+    normalization = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD,
+                     "formula": "(pixel / 255 - mean) / std"}
+    if pixels:
+        given = {"name": PIXELS_NAME, "dtype": "uint8", "shape": ["N", size, size, 3],
+                 "color": "RGB", "normalization": {**normalization, "in_the_graph": True}}
+    else:
+        given = {"name": INPUT_NAME, "dtype": "float32", "shape": ["N", 3, size, size],
+                 "color": "RGB", "normalization": {**normalization, "in_the_graph": False}}
+    source = description.source
+    return {
+        "model": description.name,
+        "format": form,
+        **({"graph": graph} if form == "symbol" else {}),
+        "files": {path.name: sha256(path) for path in files},
+        "classes": classes,
+        "class_names": description.class_names,
+        "input_size": size,
+        "crop_ratio": description.crop_ratio,
+        "preprocessing": _preprocessing(size, description.crop_ratio),
+        "input": given,
+        "output": {"dtype": "float32", "shape": ["N", classes], "values": "logits"},
+        "weights": source and {"file": Path(source).name, "sha256": sha256(source)},
+        "written_by": f"gluon_resnest {__version__}, mxnet {mx.__version__}",
+    }
+
+
+def _preprocessing(size: int, crop_ratio: float) -> dict[str, Any]:
+    """What a client does with a photograph before the graph."""
+    return {
+        "orientation": "as its EXIF data says",
+        "resize": {"shorter_side": math.ceil(round(size / crop_ratio, 6)),
+                   "interpolation": "bilinear" if size <= LARGEST_BILINEAR_SIZE else "bicubic",
+                   "antialias": "area averages from a reduction by 2 on (bilinear)"},
+        "crop": {"where": "centre", "size": size},
+    }
+
+
+def _check(agreement: Agreement, tolerance: float | None, least_agreement: float) -> None:
+    difference, same = agreement.largest_relative_difference, agreement.top1_agreement
+    if tolerance is not None and not difference <= tolerance:
+        raise DisagreementError(
+            f"exported logits differ from the network's by {difference:.2g} of the largest "
+            f"(allowed: {tolerance:.0e}); nothing was written")
+    if tolerance is None and not same >= least_agreement:
+        raise DisagreementError(
+            f"the exported files give the network's class to {same:.1%} of {agreement.images} "
+            f"images (at least {least_agreement:.0%} are asked for); nothing was written")

@@ -1,0 +1,72 @@
+"""ONNX files: written from networks, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+
+from gluon_resnest import runtime
+from gluon_resnest.deploy.graph import pixel_scale_and_offset
+from gluon_resnest.errors import InputError
+from gluon_resnest.models.resnest import ResNeSt
+
+ONNX_SUFFIX = ".onnx"
+_MISSING = "{} is not installed: pip install 'gluon-resnest[onnx]'"
+
+
+def write_onnx(net: ResNeSt, prefix: Path, pixels: bool = False) -> list[Path]:
+    """Write `net` as ``PREFIX.onnx``; `pixels`: the input is (N, H, W, 3) uint8."""
+    try:
+        from gluon_resnest.deploy.onnx_graph import from_pixels, onnx_graph
+    except ImportError as error:
+        raise InputError(_MISSING.format(error.name)) from None
+    model = onnx_graph(net)
+    return save_onnx(from_pixels(model) if pixels else model, prefix)
+
+
+def save_onnx(model: Any, prefix: Path) -> list[Path]:
+    """Write a model of ONNX as ``PREFIX.onnx``."""
+    file = Path(f"{prefix}{ONNX_SUFFIX}")
+    file.write_bytes(model.SerializeToString())
+    return [file]
+
+
+def onnx_runner(file: Path, pixels: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """From pixels (N, H, W, 3) uint8 to logits (N, classes), by ONNX Runtime on the CPU.
+
+    Raises
+    ------
+    InputError
+        ONNX Runtime is not installed, or cannot read the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(_MISSING.format(error.name)) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = runtime.thread_count()
+    options.log_severity_level = 3  # errors; they are raised as well
+    try:
+        session = onnxruntime.InferenceSession(str(file), options,
+                                               providers=["CPUExecutionProvider"])
+        (given,) = session.get_inputs()
+    except Exception as error:  # ONNX Runtime's own have no common base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise InputError(f"ONNX Runtime cannot load {file} ({reason}): export the model "
+                         "again") from None
+
+    def forward(images: np.ndarray) -> np.ndarray:
+        return session.run(None, {given.name: images if pixels else normalized(images)})[0]
+
+    return forward
+
+
+def normalized(pixels: np.ndarray) -> np.ndarray:
+    """(N, 3, H, W) float32, as the network takes it, of pixels (N, H, W, 3) uint8, RGB."""
+    scale, offset = pixel_scale_and_offset()
+    images = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    images *= scale
+    images -= offset
+    return images
