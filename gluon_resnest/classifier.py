@@ -12,7 +12,7 @@ from mxnet.gluon import HybridBlock
 
 from gluon_resnest.data.transforms import EvaluationTransform
 from gluon_resnest.deploy.card import CARD
-from gluon_resnest.deploy.export import run_exported
+from gluon_resnest.deploy.exporting import run_exported
 from gluon_resnest.deploy.symbol import on_device
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import ResNeSt, check_input_size, find_variant, get_model
@@ -96,6 +96,9 @@ def load_classifier(
                              "has its own")
         (card, forward), net = run_exported(Path(model), ctx), None
         beside = Path(model)
+        if input_size not in (None, card["input_size"]) and not card["input"].get("any_size"):
+            raise InputError(f"--test-size {input_size} is not the {card['input_size']} px that "
+                             f"{model} takes: export the model again with it")
     else:
         card, net = _checkpoint(model, params, classes, ctx)
         net.hybridize(static_alloc=True)

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from gluon_resnest import command_line
-from gluon_resnest.benchmark import network, pipeline, tables, training
+from gluon_resnest.benchmark import exports, network, pipeline, tables, training
 from gluon_resnest.benchmark.contest import ContestError
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import check_input_size, find_variant, list_models
@@ -25,6 +25,7 @@ EXAMPLES = """
   python scripts/benchmark.py network --model resnest50 --peer gluoncv timm
   python scripts/benchmark.py data --augmentation recipe
   python scripts/benchmark.py training --np 2
+  python scripts/benchmark.py export --peer onnxruntime
 """
 
 # Title of a column, key of `cost_row`, format of its values.
@@ -119,6 +120,7 @@ def main() -> None:
     add_contest(tools, "data", "time of the input pipeline, beside peers", pipeline)
     add_contest(tools, "training", "what the trainer adds to a bare loop, and workers to one",
                 training)
+    add_contest(tools, "export", "time of exported files, beside what others ship", exports)
     args = parser.parse_args()
     args.measure(args)
 

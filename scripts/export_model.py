@@ -13,7 +13,7 @@ from gluon_resnest import command_line
 from gluon_resnest.benchmark.photographs import photographs
 from gluon_resnest.classifier import Classifier, is_exported, load_classifier
 from gluon_resnest.deploy.check_images import drawn_crops, record_crops
-from gluon_resnest.deploy.export import FORMATS, Description, export
+from gluon_resnest.deploy.exporting import FORMATS, Description, export
 from gluon_resnest.deploy.symbol import GRAPHS
 from gluon_resnest.errors import InputError
 

@@ -18,10 +18,10 @@ from conftest import randomize
 
 import gluon_resnest
 from gluon_resnest.classifier import load_classifier
-from gluon_resnest.deploy import export as exporting
+from gluon_resnest.deploy import exporting
 from gluon_resnest.deploy.agreement import Agreement, DisagreementError, compare
 from gluon_resnest.deploy.card import sha256
-from gluon_resnest.deploy.export import Description, export, run_exported
+from gluon_resnest.deploy.exporting import Description, export, run_exported
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize
 from gluon_resnest.models import save_weights
@@ -92,7 +92,11 @@ def test_files_and_card(form, exported, weights):
 @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (5, 64, 64, 3), (2, 97, 80, 3)])
 @pytest.mark.parametrize("form", FORMS)
 def test_logits_are_the_networks(form, shape, net, exported, rng):
-    """Any batch, any size."""
+    """Any batch; of a symbol any size."""
+    if "onnx" in form and shape[1:3] != (64, 64):
+        with pytest.raises(Exception, match="Got: 97 Expected: 64"):
+            run_exported(exported / form)[1](np.zeros(shape, np.uint8))
+        return
     pixels = rng.integers(0, 256, shape, dtype=np.uint8)
     _, forward = run_exported(exported / form)
     expected = networks_logits(net, pixels)
@@ -128,7 +132,7 @@ def test_what_is_in_an_onnx_file(exported):
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & {"Shape", "ScatterND", "GatherND", "BatchNormalization", "Dropout"}
     assert [dim.dim_param or dim.dim_value for dim
-            in model.graph.input[0].type.tensor_type.shape.dim] == ["N", 3, "H", "W"]
+            in model.graph.input[0].type.tensor_type.shape.dim] == ["N", 3, 64, 64]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -149,6 +153,12 @@ def test_classifier_equals_the_one_from_the_checkpoint(form, exported, photos, w
 def test_any_of_the_files_names_the_export(exported):
     for name in ("", "model.json", "resnest14-symbol.json", "resnest14-0000.params"):
         assert load_classifier(str(exported / "symbol" / name)).name == "resnest14"
+
+
+def test_the_size_of_a_file_that_takes_one(exported):
+    assert load_classifier(str(exported / "symbol"), input_size=96).input_size == 96
+    with pytest.raises(InputError, match="--test-size 96 is not the 64 px that"):
+        load_classifier(str(exported / "onnx"), input_size=96)
 
 
 def test_another_export_wants_a_folder_of_its_own(net, crops, description, exported):
@@ -264,7 +274,7 @@ def test_a_damaged_export_does_not_end_the_process(exported, tmp_path):
     shutil.copytree(exported / "symbol", folder)
     code = f"""
 import json, pathlib
-from gluon_resnest.deploy.export import run_exported
+from gluon_resnest.deploy.exporting import run_exported
 from gluon_resnest.deploy.card import sha256
 from gluon_resnest.errors import InputError
 folder = pathlib.Path({str(folder)!r})

@@ -54,7 +54,11 @@ LIBRARIES = {
     "gluoncv-default": Library("run_gluoncv.py", "gluoncv", own_threads=True),
     "timm": Library("run_timm.py", "torch", profiled=False),
     "onnxruntime": Library("run_onnxruntime.py", "torch", modes=("forward",), profiled=False),
+    "gluoncv-export": Library("run_gluoncv_export.py", "gluoncv", modes=("forward",),
+                              profiled=False),
 }
+# Of `scripts/benchmark.py export`.
+EXPORTED = Library("run_our_export.py", None, modes=("forward",))
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Peer:
 def our_contestants(case: Case, network: str, label: str, forms: Sequence[str]) -> list[Contestant]:
     """A network of this package once in each of the `forms` that can do the case's task."""
     return [
-        _contestant(case, "ours", label if form == "gluon" else f"{label} {form}",
+        _contestant(case, LIBRARIES["ours"], label if form == "gluon" else f"{label} {form}",
                     {"network": network, "form": form}, network)
         for form in forms if form == "gluon" or case.mode == "forward"
     ]
@@ -111,7 +115,7 @@ def peer_contestants(case: Case, peer: Peer, forms: Sequence[str]) -> list[Conte
     if peer.network is not None:
         if peer.library == "ours":
             return our_contestants(case, peer.network, peer.label, forms)
-        return [_contestant(case, peer.library, peer.label,
+        return [_contestant(case, library, peer.label,
                             {"network": peer.network, "variant": None}, None)]
     variant, network = find_variant(case.model), case.model
     if library.environment == "torch":
@@ -120,9 +124,18 @@ def peer_contestants(case: Case, peer: Peer, forms: Sequence[str]) -> list[Conte
                              f"name one of timm's, as in --peer {peer.label}:resnest50d")
         network = _TIMM_NAMES[case.model]
     by_class = library.environment == "gluoncv" and case.model not in _GLUONCV_NAMES
-    return [_contestant(case, peer.library, peer.label,
+    return [_contestant(case, library, peer.label,
                         {"network": network, "variant": asdict(variant) if by_class else None},
                         case.model)]
+
+
+def exported(case: Case, form: str, images: int) -> Contestant:
+    """Our export of the case's model in one of `gluon_resnest.deploy.FORMATS`.
+
+    `images`: number of pictures that it is checked with, and calibrated on.
+    """
+    return _contestant(case, EXPORTED, f"ours {form}",
+                       {"network": case.model, "form": form, "images": images}, case.model)
 
 
 def sgemm(threads: int) -> Contestant:
@@ -132,10 +145,9 @@ def sgemm(threads: int) -> Contestant:
 
 
 def _contestant(
-    case: Case, name: str, label: str, task: dict[str, Any], counted: str | None
+    case: Case, library: Library, label: str, task: dict[str, Any], counted: str | None
 ) -> Contestant:
-    """A contestant of the library `name`; `counted` is our model with the same operations."""
-    library = LIBRARIES[name]
+    """A contestant of `library`; `counted` is our model with the same operations."""
     python = sys.executable
     if library.environment:
         python = environments.python(library.environment)

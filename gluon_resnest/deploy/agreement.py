@@ -40,8 +40,11 @@ class Agreement:
         return dict(vars(self))
 
 
-def compare(network: Forward, exported: Forward, images: np.ndarray) -> Agreement:
+def compare(network: Forward, exported: Forward, images: np.ndarray,
+            any_size: bool = True) -> Agreement:
     """Run both on `images` (N, H, W, 3) uint8: one alone, in batches, and in another size.
+
+    Without `any_size` not in another size, as the files take one only.
 
     The network is asked for whole batches, the exported files for some of other sizes, so that
     files that only take the batch they were written with do not pass.
@@ -49,7 +52,8 @@ def compare(network: Forward, exported: Forward, images: np.ndarray) -> Agreemen
     size = images.shape[1] + _OTHER_SIZE
     larger = np.tile(images[:3], (1, 2, 2, 1))[:, :size, :size]
     parts = [images[:1], *(images[start:start + _BATCH]
-                           for start in range(1, len(images), _BATCH)), larger]
+                           for start in range(1, len(images), _BATCH))]
+    parts += [larger] if any_size else []
     differences, largest, same = [], 0.0, 0
     for part in tqdm(parts, "comparing", unit="batch", leave=False, disable=None):
         expected, found = network(part), exported(part)

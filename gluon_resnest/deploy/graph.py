@@ -71,31 +71,53 @@ def _bottleneck(writer: Writer, name: str, x: Any, block: Bottleneck) -> Any:
             shortcut = writer.pooling(pool, shortcut)
         shortcut = _convolution(writer, f"{name}_downsample", shortcut, conv, norm)
     pool = block.avd_layer
-    x = writer.relu(_convolution(writer, f"{name}_conv1", x, block.conv1, block.bn1))
-    if pool is not None and block.pools_first:
-        x = writer.pooling(pool, x)
-    if isinstance(block.conv2, SplitAttention):
-        x = _split_attention(writer, f"{name}_conv2", x, block.conv2)
+    if isinstance(block.conv2, SplitAttention) and _separate(writer, block.conv2, block.bn1):
+        parts = []
+        for number, conv1 in enumerate(_shares(block.conv1, block.bn1, block.conv2.radix)):
+            part = writer.relu(writer.convolve(f"{name}_conv1_{number}", x, *conv1, block.conv1))
+            parts.append(writer.pooling(pool, part) if pool is not None and block.pools_first
+                         else part)
+        x = _split_attention(writer, f"{name}_conv2", parts, block.conv2)
     else:
-        x = writer.relu(_convolution(writer, f"{name}_conv2", x, block.conv2, block.bn2))
+        x = writer.relu(_convolution(writer, f"{name}_conv1", x, block.conv1, block.bn1))
+        if pool is not None and block.pools_first:
+            x = writer.pooling(pool, x)
+        if isinstance(block.conv2, SplitAttention):
+            x = _split_attention(writer, f"{name}_conv2", [x], block.conv2)
+        else:
+            x = writer.relu(_convolution(writer, f"{name}_conv2", x, block.conv2, block.bn2))
     if pool is not None and not block.pools_first:
         x = writer.pooling(pool, x)
     x = _convolution(writer, f"{name}_conv3", x, block.conv3, block.bn3)
     return writer.relu(writer.add(x, shortcut))
 
 
-def _split_attention(writer: Writer, name: str, x: Any, block: SplitAttention) -> Any:
-    """Split attention (equations 1 and 2)."""
+def _separate(writer: Writer, block: SplitAttention, norm: HybridBlock) -> bool:
+    """Whether each split is to have convolutions of its own; R is then 2 or more."""
+    return (writer.separate_splits and block.radix > 1
+            and isinstance(norm, nn.BatchNorm) and isinstance(block.bn, nn.BatchNorm))
+
+
+def _split_attention(writer: Writer, name: str, inputs: list[Any], block: SplitAttention) -> Any:
+    """Split attention (equations 1 and 2); `inputs` are one value, or one a split."""
     radix = block.radix
-    x = writer.relu(_convolution(writer, f"{name}_conv", x, block.conv, block.bn))
-    pooled, copies = _pooled(writer, x, block)
+    if len(inputs) == 1:
+        whole = writer.relu(_convolution(writer, f"{name}_conv", inputs[0], block.conv, block.bn))
+        splits = writer.split(whole, radix) if radix > 1 else [whole]
+        pooled, copies = _pooled(writer, whole, block)
+    else:
+        splits = [
+            writer.relu(writer.convolve(f"{name}_conv_{number}", x, *conv, block.conv,
+                                        groups=block.cardinality))
+            for number, (x, conv) in enumerate(zip(inputs, _shares(block.conv, block.bn, radix)))]
+        pooled, copies = writer.mean(writer.add(*splits)), 1
     hidden = writer.relu(_convolution(writer, f"{name}_fc1", pooled, block.fc1, block.bn1, copies))
     if radix == 1:
         logits = _convolution(writer, f"{name}_fc2", hidden, block.fc2)
-        return writer.multiply(x, writer.sigmoid(logits))
+        return writer.multiply(splits[0], writer.sigmoid(logits))
     weights = _attention(writer, name, hidden, block)
     # Attention sums to 1 over the radix: the last split's needs no product of its own.
-    *splits, last = writer.split(x, radix)
+    last = splits.pop()
     return writer.add(last, *(writer.multiply(writer.subtract(split, last), weight)
                               for split, weight in zip(splits, weights)))
 
@@ -141,6 +163,12 @@ def _convolution(writer: Writer, name: str, x: Any, conv: nn.Conv2D,
     weight, bias = _folded(conv, norm)
     x = writer.convolve(name, x, np.concatenate([weight] * copies, axis=1), bias, conv)
     return x if norm is None or isinstance(norm, nn.BatchNorm) else writer.normalize(norm, x)
+
+
+def _shares(conv: nn.Conv2D, norm: HybridBlock, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and biases of equal parts of a convolution's outputs."""
+    weight, bias = _folded(conv, norm)
+    return list(zip(np.split(weight, parts), np.split(bias, parts)))
 
 
 def _folded(conv: nn.Conv2D, norm: HybridBlock | None) -> tuple[np.ndarray, np.ndarray]:

@@ -27,12 +27,12 @@ class SymbolWriter(Writer):
         return mx.sym.var(name, shape=value.shape)
 
     def convolve(self, name: str, x: mx.sym.Symbol, weight: np.ndarray, bias: np.ndarray,
-                 like: nn.Conv2D) -> mx.sym.Symbol:
-        settings = {key: like._kwargs[key]
-                    for key in ("kernel", "stride", "pad", "dilate", "num_group")}
+                 like: nn.Conv2D, groups: int | None = None) -> mx.sym.Symbol:
+        settings = {key: like._kwargs[key] for key in ("kernel", "stride", "pad", "dilate")}
         return mx.sym.Convolution(
             x, self.variable(f"{name}_weight", weight), self.variable(f"{name}_bias", bias),
-            num_filter=len(weight), name=name, **settings)
+            num_filter=len(weight), num_group=groups or like._kwargs["num_group"], name=name,
+            **settings)
 
     def normalize(self, norm: HybridBlock, x: mx.sym.Symbol) -> mx.sym.Symbol:
         self.parameters.update(

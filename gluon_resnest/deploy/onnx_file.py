@@ -16,13 +16,16 @@ ONNX_SUFFIX = ".onnx"
 _MISSING = "{} is not installed: pip install 'gluon-resnest[onnx]'"
 
 
-def write_onnx(net: ResNeSt, prefix: Path, pixels: bool = False) -> list[Path]:
-    """Write `net` as ``PREFIX.onnx``; `pixels`: the input is (N, H, W, 3) uint8."""
+def write_onnx(net: ResNeSt, prefix: Path, size: int, pixels: bool = False) -> list[Path]:
+    """Write `net` as ``PREFIX.onnx`` for images of a side of `size` pixels.
+
+    `pixels`: the input is (N, size, size, 3) uint8 instead of (N, 3, size, size) float32.
+    """
     try:
         from gluon_resnest.deploy.onnx_graph import from_pixels, onnx_graph
     except ImportError as error:
         raise InputError(_MISSING.format(error.name)) from None
-    model = onnx_graph(net)
+    model = onnx_graph(net, size)
     return save_onnx(from_pixels(model) if pixels else model, prefix)
 
 

@@ -24,7 +24,13 @@ INPUT_NAME, PIXELS_NAME, OUTPUT_NAME = "data", "pixels", "logits"
 
 
 class OnnxWriter(Writer):
-    """Writes nodes; values are their names."""
+    """Writes nodes; values are their names.
+
+    ONNX Runtime keeps the channels of maps in blocks, between operators that know such: a Split
+    is none, and each of its outputs would be laid out anew twice.
+    """
+
+    separate_splits = True
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -45,15 +51,15 @@ class OnnxWriter(Writer):
         self.weights.append(numpy_helper.from_array(value, name))
         return name
 
-    def convolve(self, name: str, x: str, weight: np.ndarray, bias: np.ndarray,
-                 like: nn.Conv2D) -> str:
+    def convolve(self, name: str, x: str, weight: np.ndarray, bias: np.ndarray, like: nn.Conv2D,
+                 groups: int | None = None) -> str:
         settings = like._kwargs
         return self.node(
             "Conv", x, self.constant(f"{name}_weight", weight.astype(np.float32)),
             self.constant(f"{name}_bias", bias.astype(np.float32)), name=name,
             kernel_shape=settings["kernel"], strides=settings["stride"],
             pads=[*settings["pad"], *settings["pad"]], dilations=settings["dilate"],
-            group=settings["num_group"])
+            group=groups or settings["num_group"])
 
     def normalize(self, norm: HybridBlock, x: str) -> str:
         raise InputError(f"{type(norm).__name__} cannot be exported to ONNX: only batch "
@@ -115,25 +121,29 @@ class OnnxWriter(Writer):
         return self.node("Flatten", x)
 
 
-def onnx_graph(net: ResNeSt) -> onnx.ModelProto:
+def onnx_graph(net: ResNeSt, size: int | None = None) -> onnx.ModelProto:
     """`net` for inference as a model of ONNX.
 
     Parameters
     ----------
     net
         With weights, three input channels and logits.
+    size
+        Side of the images, in pixels: only where shapes are known does ONNX Runtime join a
+        convolution with the sum behind it. None for any.
 
     Returns
     -------
     onnx.ModelProto
-        Input ``data`` (N, 3, H, W), float32, normalised, any N, H and W; output ``logits``
+        Input ``data`` (N, 3, size, size), float32, normalised, any N; output ``logits``
         (N, classes), float32. Weights are no inputs.
     """
     writer = OnnxWriter()
     logits = write_network(writer, net, INPUT_NAME)
     graph = helper.make_graph(
         writer.nodes, "resnest",
-        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT,
+                                       ["N", 3, size or "H", size or "W"])],
         [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["N", net.fc.weight.shape[0]])],
         writer.weights)
     model = helper.make_model(graph, producer_name="gluon_resnest", ir_version=IR_VERSION,
@@ -158,7 +168,9 @@ def from_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(nodes)
     graph.initializer.extend([numpy_helper.from_array(scale, "pixel_scale"),
                               numpy_helper.from_array(offset, "pixel_offset")])
+    *_, height, width = graph.input[0].type.tensor_type.shape.dim
+    shape = ["N", *(side.dim_value or side.dim_param for side in (height, width)), 3]
     graph.input[0].CopyFrom(
-        helper.make_tensor_value_info(PIXELS_NAME, TensorProto.UINT8, ["N", "H", "W", 3]))
+        helper.make_tensor_value_info(PIXELS_NAME, TensorProto.UINT8, shape))
     onnx.checker.check_model(changed, full_check=True)
     return changed

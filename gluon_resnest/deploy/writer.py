@@ -16,10 +16,13 @@ class Writer(ABC):
     W) unless stated. Weights come in as float64 and are kept as float32.
     """
 
+    #: Whether R splits are faster as R convolutions of their own than as slices of one's output.
+    separate_splits = False
+
     @abstractmethod
-    def convolve(self, name: str, x: Any, weight: np.ndarray, bias: np.ndarray,
-                 like: nn.Conv2D) -> Any:
-        """A convolution with these weights; stride, padding and groups as `like` has them."""
+    def convolve(self, name: str, x: Any, weight: np.ndarray, bias: np.ndarray, like: nn.Conv2D,
+                 groups: int | None = None) -> Any:
+        """A convolution with these weights; all else as `like` has it, but for `groups`."""
 
     @abstractmethod
     def normalize(self, norm: HybridBlock, x: Any) -> Any:

@@ -14,14 +14,19 @@ from mxnet import gluon
 
 
 def prepare(task: dict[str, Any]) -> Prepared:
+    net, versions = network(task)
+    return mxnet_calls.prepared(net, task, versions)
+
+
+def network(task: dict[str, Any]) -> tuple[gluon.HybridBlock, dict[str, str]]:
+    """The network of a task, hybridized, with random weights; and versions of libraries."""
     net = _by_class(task["variant"]) if task["variant"] else _by_name(task["network"])
     # GluonCV's entry functions switch DropBlock on from 26 layers; no other contestant has it.
     net.apply(_without_dropblock)
     mxnet_calls.initialize(net)
     mxnet_calls.hybridize(net)
     # GluonCV's own __version__ names a later release than the one it is of.
-    versions = {"gluoncv": metadata.version("gluoncv"), "numpy": np.__version__}
-    return mxnet_calls.prepared(net, task, versions)
+    return net, {"gluoncv": metadata.version("gluoncv"), "numpy": np.__version__}
 
 
 def _by_name(name: str) -> gluon.HybridBlock:

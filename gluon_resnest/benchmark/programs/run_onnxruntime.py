@@ -18,13 +18,15 @@ _EXPORT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "export_timm.
 def prepare(task: dict[str, Any]) -> Prepared:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = task["threads"]
-    session = onnxruntime.InferenceSession(_export(task), options,
-                                           providers=["CPUExecutionProvider"])
-    side = task["input_size"]
-    images = np.random.default_rng(0).standard_normal((task["batch_size"], 3, side, side),
-                                                      dtype=np.float32)
+    file = _export(task)
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    with np.load(file.replace(".onnx", ".npz")) as known:
+        images, expected = known["images"], known["logits"]
+    found, = session.run(None, {"images": images})
     versions = {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__}
-    return Prepared(lambda: session.run(None, {"images": images}), {"versions": versions})
+    return Prepared(lambda: session.run(None, {"images": images}), {
+        "versions": versions, "file_mb": os.path.getsize(file) / 1e6,
+        "difference": float(abs(found - expected).max() / abs(expected).max())})
 
 
 def _export(task: dict[str, Any]) -> str:

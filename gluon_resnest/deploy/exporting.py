@@ -122,10 +122,11 @@ def export(
             if kind.runtime == "mxnet":
                 files = write_symbol(net, prefix, graph, pixels)
             else:
-                files = write_onnx(net, prefix, pixels)
+                files = write_onnx(net, prefix, description.input_size, pixels)
             card = _card(net, description, form, graph, pixels, files)
             written = write_card(Path(scratch), card)
-            agreement = compare(on_device(net, mx.cpu()), run_exported(written)[1], images)
+            agreement = compare(on_device(net, mx.cpu()), run_exported(written)[1], images,
+                                any_size=kind.runtime == "mxnet")
             tolerance = _PLAIN_TOLERANCE if graph == "plain" else kind.tolerance
             _check(agreement, tolerance, kind.least_agreement)
             write_card(Path(scratch), {**card, "agreement": {
@@ -195,7 +196,7 @@ def _card(net: ResNeSt, description: Description, form: str, graph: str, pixels:
         "input_size": size,
         "crop_ratio": description.crop_ratio,
         "preprocessing": _preprocessing(size, description.crop_ratio),
-        "input": given,
+        "input": {**given, "any_size": FORMATS[form].runtime == "mxnet"},
         "output": {"dtype": "float32", "shape": ["N", classes], "values": "logits"},
         "weights": source and {"file": Path(source).name, "sha256": sha256(source)},
         "written_by": f"gluon_resnest {__version__}, mxnet {mx.__version__}",
