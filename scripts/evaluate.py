@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure top-1 and top-5 accuracy on a RecordIO file, each image counted once."""
+"""Measure accuracy and calibration on a RecordIO file, each image counted once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gluon_resnest import command_line
+from gluon_resnest.assessment import Assessor, check_picture, draw_calibration, draw_confusion
 from gluon_resnest.classifier import load_classifier
 from gluon_resnest.data.class_names import check_class_names
 from gluon_resnest.data.loader import EvaluationLoader
@@ -20,6 +21,8 @@ from gluon_resnest.training.distributed import Workers, device
 
 EXAMPLES = """
   python scripts/evaluate.py --model resnest50 --params resnest50.params --rec-val val.rec
+  python scripts/evaluate.py --model resnest50 --params resnest50.params --rec-val val.rec \\
+      --confusion confusion.png --calibration calibration.png
   python scripts/evaluate.py --model exported/resnest50-symbol.json --rec-val val.rec --json
 """
 
@@ -34,8 +37,18 @@ def main() -> None:
     command_line.add_batch_flags(parser, 32, "images at a time (default: 32)")
     command_line.add_thread_flag(parser)
     command_line.add_skip_flag(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--confusion", type=Path, metavar="FILE.png",
+                        help="draw which classes are taken for which others")
+    parser.add_argument("--calibration", type=Path, metavar="FILE.png",
+                        help="draw a reliability diagram: accuracy by confidence")
+    parser.add_argument("--json", action="store_true",
+                        help="print one JSON object instead, with figures of each class")
     args = parser.parse_args()
+    pictures = [(flag, path, draw) for flag, path, draw in (
+        ("--confusion", args.confusion, draw_confusion),
+        ("--calibration", args.calibration, draw_calibration)) if path is not None]
+    for flag, path, _ in pictures:
+        check_picture(flag, path)
 
     ctx = device(Workers(), args.no_cuda)
     with RecordFile(args.rec_val, args.rec_val_idx) as records:
@@ -45,14 +58,20 @@ def main() -> None:
         loader = EvaluationLoader(records, classifier.transform, args.batch_size, 0, 1,
                                   classifier.classes, args.data_nthreads,
                                   skip_bad_records=args.skip_bad_records)
+        names = classifier.class_names or records.class_names or [
+            classifier.class_name(label) for label in range(classifier.classes)]
+        assessor = Assessor(names)
         started = time.perf_counter()
         result = evaluate(classifier, tqdm(loader, desc="evaluating", unit="batch"),
                           expected_images=len(records), batch_size=args.batch_size,
-                          skipped=loader.bad_records)
+                          skipped=loader.bad_records, observe=assessor.observe)
         seconds = time.perf_counter() - started
+    assessment = assessor.assessment()
+    for _, path, draw in pictures:
+        draw(assessment, path, f"{classifier.name} on {args.rec_val.name}")
     figures = {"model": classifier.name, "input_size": classifier.input_size,
                "classes": classifier.classes, **result.as_dict(),
-               "images_per_second": result.images / seconds}
+               "images_per_second": result.images / seconds, **assessment.as_dict()}
     for _, fault in sorted(loader.bad_records.items()):
         print(f"left out: {fault}", file=sys.stderr)
     if args.json:
@@ -62,6 +81,8 @@ def main() -> None:
     print(f"{classifier.name} at {classifier.input_size} px on {result.images} images{left_out}: "
           f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
           f"cross entropy {result.loss:.4f}, {figures['images_per_second']:.1f} images/s")
+    for line in assessment.as_text():
+        print(line)
 
 
 if __name__ == "__main__":

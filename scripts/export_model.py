@@ -7,12 +7,15 @@ beside them, says what a client has to know: preprocessing, class names, input a
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+
+import numpy as np
 
 from gluon_resnest import command_line
 from gluon_resnest.benchmark.photographs import photographs
 from gluon_resnest.classifier import Classifier, is_exported, load_classifier
-from gluon_resnest.deploy.check_images import drawn_crops, record_crops
+from gluon_resnest.deploy.check_images import check_crops, drawn_crops
 from gluon_resnest.deploy.exporting import FORMATS, Description, export
 from gluon_resnest.deploy.symbol import GRAPHS
 from gluon_resnest.errors import InputError
@@ -28,12 +31,12 @@ EXAMPLES = """
 _DRAWN = 9
 
 
-def check_crops(args, classifier: Classifier):
+def crops_to_check(args: argparse.Namespace, classifier: Classifier) -> tuple[np.ndarray, str]:
     """Crops that the files are checked with, and in words what they are."""
     if args.images is None:
         drawn = list(photographs(min(_DRAWN, args.image_count)))
         return drawn_crops(drawn, classifier.transform), f"{len(drawn)} drawn pictures"
-    crops = record_crops(args.images, classifier.transform, args.image_count)
+    crops = check_crops(args.images, classifier.transform, args.image_count)
     return crops, f"{len(crops)} images of {args.images.name}"
 
 
@@ -49,8 +52,9 @@ def main() -> None:
                              "was trained")
     parser.add_argument("--pixels", action="store_true",
                         help="bake the normalisation in: clients send uint8 crops (N, H, W, 3)")
-    parser.add_argument("--images", type=Path, metavar="FILE.rec",
-                        help="images that the files are checked with (default: drawn pictures)")
+    parser.add_argument("--images", type=Path, metavar="PATH",
+                        help="images that the files are checked with: a .rec, or a folder "
+                             "(default: drawn pictures)")
     parser.add_argument("--image-count", type=command_line.positive, default=64, metavar="N",
                         help="at most so many of them (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
@@ -63,7 +67,7 @@ def main() -> None:
 
     classifier = load_classifier(args.model, args.params, args.classes, args.test_size,
                                  args.crop_ratio, args.class_names)
-    crops, words = check_crops(args, classifier)
+    crops, words = crops_to_check(args, classifier)
     description = Description(classifier.name, classifier.input_size, classifier.crop_ratio,
                               classifier.class_names, args.params, words)
     for path in export(classifier.net, args.output, description, crops, args.format, args.graph,

@@ -4,43 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 from tqdm import tqdm
 
 from gluon_resnest.data.decoding import decode
+from gluon_resnest.data.image_files import find_images, read_image
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.data.transforms import EvaluationTransform
 from gluon_resnest.errors import InputError
 
 
-def record_crops(path: Path, transform: EvaluationTransform, count: int) -> np.ndarray:
-    """Crops (n, S, S, 3), uint8, of up to `count` images spread over a RecordIO file.
+def check_crops(path: Path, transform: EvaluationTransform, count: int) -> np.ndarray:
+    """Crops (n, S, S, 3), uint8, of up to `count` images spread over what is there.
 
-    Records that cannot be used are left out.
+    Parameters
+    ----------
+    path
+        A RecordIO file, an image or a folder of images. Those that cannot be used are left out.
 
     Raises
     ------
     InputError
         None of them can be used.
     """
-    crops = []
-    with RecordFile(path) as records:
-        chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
-        for number in tqdm(np.unique(chosen), "reading images", unit="image", leave=False,
-                           disable=None):
-            try:
-                crops.append(transform(decode(records.read(int(number)).payload)))
-            except InputError:
-                continue
+    if path.suffix == ".rec":
+        with RecordFile(path) as records:
+            crops = _usable(len(records), count,
+                            lambda number: transform(decode(records.read(number).payload)))
+    else:
+        files = [file for file in find_images([path]) if file.fault is None]
+        crops = _usable(len(files), count,
+                        lambda number: transform(read_image(files[number].path)))
     if not crops:
-        raise InputError(f"none of the images in {path} can be used: scripts/pack_records.py "
-                         f"--verify {path} says why")
+        raise InputError(f"--images {path}: none of the images in it can be used")
     return np.stack(crops)
 
 
-def drawn_crops(
-    photographs: Sequence[bytes], transform: EvaluationTransform
-) -> np.ndarray:
+def drawn_crops(photographs: Sequence[bytes], transform: EvaluationTransform) -> np.ndarray:
     """Crops of encoded images."""
     return np.stack([transform(decode(content)) for content in photographs])
+
+
+def _usable(total: int, count: int, read: Callable[[int], np.ndarray]) -> list[np.ndarray]:
+    crops = []
+    chosen = np.unique(np.linspace(0, max(0, total - 1), min(count, total)).round().astype(int))
+    for number in tqdm(chosen, "reading images", unit="image", leave=False, disable=None):
+        try:
+            crops.append(read(int(number)))
+        except InputError:
+            continue
+    return crops
