@@ -24,6 +24,8 @@ EXAMPLES = """
   python scripts/export_model.py --model resnest50 --params resnest50.params --output exported
   python scripts/export_model.py --model resnest50 --params resnest50.params --format onnx \\
       --pixels --images val.rec --output exported-onnx
+  python scripts/export_model.py --model resnest50 --params resnest50.params --format onnx-int8 \
+      --calibration train.rec --images val.rec --output exported-int8
   python scripts/predict.py --model exported photo.jpg
 """
 
@@ -45,7 +47,8 @@ def main() -> None:
     command_line.add_network_flags(parser)
     parser.add_argument("--format", choices=list(FORMATS), default="symbol",
                         help="symbol: NAME-symbol.json and NAME-0000.params, for MXNet (default); "
-                             "onnx: NAME.onnx")
+                             "onnx: NAME.onnx, for ONNX Runtime and others; int8 and onnx-int8: "
+                             "the same with 8-bit arithmetic, see --calibration")
     parser.add_argument("--graph", choices=GRAPHS, default="deployed",
                         help="of a symbol. deployed: rewritten for inference, with normalisation "
                              "folded into the convolutions (default); plain: the network as it "
@@ -57,6 +60,11 @@ def main() -> None:
                              "(default: drawn pictures)")
     parser.add_argument("--image-count", type=command_line.positive, default=64, metavar="N",
                         help="at most so many of them (default: %(default)s)")
+    parser.add_argument("--calibration", type=Path, metavar="PATH",
+                        help="training images, a .rec or a folder, from which the 8-bit formats "
+                             "take their ranges")
+    parser.add_argument("--calibration-count", type=command_line.positive, default=128,
+                        metavar="N", help="at most so many of them (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
                         help="folder for the files; made if it is not there")
     args = parser.parse_args()
@@ -70,8 +78,13 @@ def main() -> None:
     crops, words = crops_to_check(args, classifier)
     description = Description(classifier.name, classifier.input_size, classifier.crop_ratio,
                               classifier.class_names, args.params, words)
+    calibration = None
+    if args.calibration is not None:
+        if "int8" not in args.format:
+            raise InputError(f"--calibration is for --format int8 or onnx-int8, not {args.format}")
+        calibration = check_crops(args.calibration, classifier.transform, args.calibration_count)
     for path in export(classifier.net, args.output, description, crops, args.format, args.graph,
-                       args.pixels):
+                       args.pixels, calibration):
         print(path)
 
 

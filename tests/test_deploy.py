@@ -200,6 +200,33 @@ def test_agreement_is_measured(crops):
         compare(first, lambda pixels: first(pixels)[:, :2], crops)
 
 
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--format", "int8"), "--format int8 needs real images to take its ranges from"),
+    (("--format", "onnx", "--calibration", "x.rec"), "--calibration is for --format int8"),
+    (("--format", "onnx", "--graph", "plain"), "--graph plain is for --format symbol, not onnx"),
+    (("--graph", "plain", "--pixels"), "--graph plain takes normalised images"),
+    (("--images", "none"), "none"),
+])
+def test_flags_that_contradict(flags, words, weights, tmp_path, tool):
+    code, stderr = tool("scripts/export_model.py", "--model", "resnest14", "--params", weights,
+                        "--test-size", 64, "--image-count", 2, "--output", tmp_path / "out",
+                        *flags)
+    assert code == 2
+    assert words in stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["int8", "onnx-int8"])
+def test_8_bits_that_change_the_classes_are_refused(form, net, crops, description, tmp_path,
+                                                    monkeypatch):
+    right = exporting.run_exported
+    monkeypatch.setattr(exporting, "run_exported", lambda path: (
+        None, lambda pixels: -right(path)[1](pixels)))
+    with pytest.raises(DisagreementError, match=r"of 10 images \(at least 98% are asked for\)"):
+        export(net, tmp_path / "out", description, crops, form=form, calibration=crops)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 # ---- files that cannot be trusted ----
 
 def cut(path: Path) -> None:

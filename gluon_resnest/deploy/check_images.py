@@ -38,7 +38,7 @@ def check_crops(path: Path, transform: EvaluationTransform, count: int) -> np.nd
         crops = _usable(len(files), count,
                         lambda number: transform(read_image(files[number].path)))
     if not crops:
-        raise InputError(f"--images {path}: none of the images in it can be used")
+        raise InputError(f"{path}: none of the images in it can be used")
     return np.stack(crops)
 
 

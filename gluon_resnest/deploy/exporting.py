@@ -16,8 +16,13 @@ from gluon_resnest.data.crops import LARGEST_BILINEAR_SIZE
 from gluon_resnest.deploy.agreement import Agreement, DisagreementError, compare
 from gluon_resnest.deploy.card import read_card, refuse_other_exports, sha256, write_card
 from gluon_resnest.deploy.mxnet_graph import INPUT_NAME, PIXELS_NAME
-from gluon_resnest.deploy.onnx_file import onnx_runner, write_onnx
-from gluon_resnest.deploy.symbol import on_device, symbol_runner, write_symbol
+from gluon_resnest.deploy.onnx_file import normalized, onnx_runner, write_int8_onnx, write_onnx
+from gluon_resnest.deploy.symbol import (
+    on_device,
+    symbol_runner,
+    write_int8_symbol,
+    write_symbol,
+)
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD
 from gluon_resnest.models.resnest import ResNeSt
@@ -46,7 +51,10 @@ class Format:
 FORMATS = {
     "symbol": Format("mxnet", 1e-4),
     "onnx": Format("onnxruntime", 1e-4),
+    "int8": Format("mxnet", None, 0.98),
+    "onnx-int8": Format("onnxruntime", None, 0.98),
 }
+_CALIBRATION_BATCH = 16
 _PLAIN_TOLERANCE = 1e-5  # the network's own operators
 
 
@@ -84,6 +92,7 @@ def export(
     form: str = "symbol",
     graph: str = "deployed",
     pixels: bool = False,
+    calibration: np.ndarray | None = None,
 ) -> list[Path]:
     """Write `net` in a format that runs without this package, and prove it equal to `net`.
 
@@ -99,6 +108,9 @@ def export(
         For ``"symbol"``, see :func:`~.symbol.write_symbol`.
     pixels
         Bake the normalisation in: clients send crops as uint8.
+    calibration
+        Crops (N, H, W, 3) uint8 of real images, a hundred or so, from which the 8-bit formats take
+        their ranges. Not those that accuracy is measured on.
 
     Returns
     -------
@@ -119,10 +131,7 @@ def export(
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as scratch:
             prefix = Path(scratch) / description.name
-            if kind.runtime == "mxnet":
-                files = write_symbol(net, prefix, graph, pixels)
-            else:
-                files = write_onnx(net, prefix, description.input_size, pixels)
+            files = _write(net, prefix, description.input_size, form, graph, pixels, calibration)
             card = _card(net, description, form, graph, pixels, files)
             written = write_card(Path(scratch), card)
             agreement = compare(on_device(net, mx.cpu()), run_exported(written)[1], images,
@@ -134,6 +143,22 @@ def export(
             return [path.replace(directory / path.name) for path in (*files, written)]
     except OSError as error:
         raise InputError(f"--output {directory} cannot be written to: {error.strerror}") from None
+
+
+def _write(net: ResNeSt, prefix: Path, size: int, form: str, graph: str, pixels: bool,
+           calibration: np.ndarray | None) -> list[Path]:
+    if form == "symbol":
+        return write_symbol(net, prefix, graph, pixels)
+    if form == "onnx":
+        return write_onnx(net, prefix, size, pixels)
+    if calibration is None:
+        raise InputError(f"--format {form} needs real images to take its ranges from: give "
+                         "--calibration with a .rec or a folder of training images")
+    batches = [normalized(calibration[start:start + _CALIBRATION_BATCH])
+               for start in range(0, len(calibration), _CALIBRATION_BATCH)]
+    if form == "int8":
+        return write_int8_symbol(net, prefix, batches, pixels)
+    return write_int8_onnx(net, prefix, size, batches, pixels)
 
 
 def run_exported(
@@ -170,7 +195,8 @@ def run_exported(
     if kind.runtime == "mxnet":
         if len(files) != 2:
             raise InputError(f"{folder} lacks a symbol or its parameters: export the model again")
-        return card, symbol_runner(*files, PIXELS_NAME if pixels else INPUT_NAME, pixels, ctx)
+        return card, symbol_runner(*files, PIXELS_NAME if pixels else INPUT_NAME, pixels, ctx,
+                                   fused=kind.tolerance is not None)
     return card, onnx_runner(files[0], pixels)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -26,6 +27,18 @@ def write_onnx(net: ResNeSt, prefix: Path, size: int, pixels: bool = False) -> l
     except ImportError as error:
         raise InputError(_MISSING.format(error.name)) from None
     model = onnx_graph(net, size)
+    return save_onnx(from_pixels(model) if pixels else model, prefix)
+
+
+def write_int8_onnx(net: ResNeSt, prefix: Path, size: int, batches: Sequence[np.ndarray],
+                    pixels: bool = False) -> list[Path]:
+    """As :func:`write_onnx`, on 8 bits; `batches` as `quantize_onnx`'s."""
+    try:
+        from gluon_resnest.deploy.onnx_graph import from_pixels, onnx_graph
+        from gluon_resnest.deploy.onnx_int8 import quantize_onnx
+    except ImportError as error:
+        raise InputError(_MISSING.format(error.name)) from None
+    model = quantize_onnx(onnx_graph(net, size), batches)
     return save_onnx(from_pixels(model) if pixels else model, prefix)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Callable
 
@@ -52,6 +52,16 @@ def write_symbol(net: ResNeSt, prefix: Path, graph: str = "deployed",
     return _files(prefix)
 
 
+def write_int8_symbol(net: ResNeSt, prefix: Path, batches: Sequence[np.ndarray],
+                      pixels: bool = False) -> list[Path]:
+    """As :func:`write_symbol`, with oneDNN's 8-bit operators; `batches` as `quantize_symbol`'s."""
+    from gluon_resnest.deploy.int8 import graph_for_int8, quantize_symbol
+
+    symbol, parameters = quantize_symbol(*graph_for_int8(net), batches)
+    return save_symbol(*(from_pixels(symbol, parameters) if pixels else (symbol, parameters)),
+                       prefix)
+
+
 def save_symbol(symbol: mx.sym.Symbol, parameters: Mapping[str, mx.nd.NDArray],
                 prefix: Path) -> list[Path]:
     """Write a symbol and the values of its arguments."""
@@ -90,10 +100,18 @@ def import_symbol(
 
 
 def symbol_runner(
-    symbol: Path, params: Path, input_name: str, pixels: bool, ctx: mx.Context | None = None
+    symbol: Path, params: Path, input_name: str, pixels: bool, ctx: mx.Context | None = None,
+    fused: bool = True,
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """From pixels (N, H, W, 3) uint8 to logits (N, classes), by exported files."""
-    net = fuse(import_symbol(symbol, params, ctx, input_name))
+    """From pixels (N, H, W, 3) uint8 to logits (N, classes), by exported files.
+
+    `fused`: with operators joined for this process, unless the file has such already.
+    """
+    net = import_symbol(symbol, params, ctx, input_name)
+    if fused:
+        fuse(net)
+    else:
+        net.hybridize(static_alloc=True, static_shape=True)
     return on_device(net, ctx or mx.cpu(), normalized=not pixels)
 
 

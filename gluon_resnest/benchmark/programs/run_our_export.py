@@ -33,7 +33,11 @@ def prepare(task: dict[str, Any]) -> Prepared:
                                                       dtype=np.float32)
     versions = {"python": platform.python_version()}
     if FORMATS[task["form"]].runtime == "mxnet":
-        net, on_device = fuse(import_symbol(*files)), mx.nd.array(images)
+        net, on_device = import_symbol(*files), mx.nd.array(images)
+        if task["form"] == "symbol":
+            fuse(net)
+        else:
+            mxnet_calls.hybridize(net)
         versions["mxnet"] = mx.__version__
 
         def call() -> None:
@@ -63,5 +67,5 @@ def _export(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     transform = EvaluationTransform(task["input_size"])
     crops = drawn_crops(list(photographs(task["images"])), transform)
     export(net, folder, Description(task["network"], task["input_size"], transform.crop_ratio),
-           crops, form=task["form"])
+           crops, form=task["form"], calibration=crops)
     return read_card(folder)[0]
