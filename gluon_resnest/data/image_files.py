@@ -13,12 +13,14 @@ import io
 import os
 import re
 import stat
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.ImageFile
 from PIL import Image, ImageOps
 
 from gluon_resnest.data.decoding import decode
@@ -37,6 +39,34 @@ _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 _BY_PILLOW = ("GIF", "WEBP")
 _WITHOUT_FALLBACK = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with more behind it, from telephones
 _UNSCALED = ("F", "I")  # Pillow's modes of 32 bits a channel
+
+
+class _WholeImagesOnly:
+    """While any thread is inside, Pillow refuses images that were cut.
+
+    Libraries switch that off for the whole process: `gluoncv.data` does when it is imported.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = PIL.ImageFile.LOAD_TRUNCATED_IMAGES
+                PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                PIL.ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+
+
+_whole_images_only = _WholeImagesOnly()
 
 
 class ImageFile(NamedTuple):
@@ -122,7 +152,7 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
         and acceptable size. The message names the path.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _whole_images_only:
             # Of sizes that Pillow finds suspicious (the limit here is ours), and of odd metadata.
             warnings.simplefilter("ignore")
             return _decode(_content(path), most_pixels)
