@@ -8,6 +8,7 @@ beside them, says what a client has to know: preprocessing, class names, input a
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy as np
 from gluon_resnest import command_line
 from gluon_resnest.benchmark.photographs import photographs
 from gluon_resnest.classifier import Classifier, is_exported, load_classifier
+from gluon_resnest.deploy.card import read_card
 from gluon_resnest.deploy.check_images import check_crops, drawn_crops
-from gluon_resnest.deploy.exporting import FORMATS, Description, export
+from gluon_resnest.deploy.exporting import FORMATS, LEAST_AGREEMENT, Description, export
 from gluon_resnest.deploy.symbol import GRAPHS
 from gluon_resnest.errors import InputError
 
@@ -24,7 +26,7 @@ EXAMPLES = """
   python scripts/export_model.py --model resnest50 --params resnest50.params --output exported
   python scripts/export_model.py --model resnest50 --params resnest50.params --format onnx \\
       --pixels --images val.rec --output exported-onnx
-  python scripts/export_model.py --model resnest50 --params resnest50.params --format onnx-int8 \
+  python scripts/export_model.py --model resnest50 --params resnest50.params --format onnx-int8 \\
       --calibration train.rec --images val.rec --output exported-int8
   python scripts/predict.py --model exported photo.jpg
 """
@@ -65,6 +67,9 @@ def main() -> None:
                              "take their ranges")
     parser.add_argument("--calibration-count", type=command_line.positive, default=128,
                         metavar="N", help="at most so many of them (default: %(default)s)")
+    parser.add_argument("--least-agreement", type=command_line.share, default=LEAST_AGREEMENT,
+                        metavar="SHARE", help="of the images must get the network's class in the "
+                                              "8-bit formats (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
                         help="folder for the files; made if it is not there")
     args = parser.parse_args()
@@ -83,9 +88,14 @@ def main() -> None:
         if "int8" not in args.format:
             raise InputError(f"--calibration is for --format int8 or onnx-int8, not {args.format}")
         calibration = check_crops(args.calibration, classifier.transform, args.calibration_count)
-    for path in export(classifier.net, args.output, description, crops, args.format, args.graph,
-                       args.pixels, calibration):
+    paths = export(classifier.net, args.output, description, crops, args.format, args.graph,
+                   args.pixels, calibration, args.least_agreement)
+    for path in paths:
         print(path)
+    agreement = read_card(args.output)[0]["agreement"]
+    print(f"agrees with the network on {words}: same class for {agreement['top1_agreement']:.2%}, "
+          f"logits differ by {agreement['largest_relative_difference']:.2g} of the largest at most",
+          file=sys.stderr)
 
 
 if __name__ == "__main__":

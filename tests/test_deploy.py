@@ -222,7 +222,7 @@ def test_8_bits_that_change_the_classes_are_refused(form, net, crops, descriptio
     right = exporting.run_exported
     monkeypatch.setattr(exporting, "run_exported", lambda path: (
         None, lambda pixels: -right(path)[1](pixels)))
-    with pytest.raises(DisagreementError, match=r"of 10 images \(at least 98% are asked for\)"):
+    with pytest.raises(DisagreementError, match=r"of 10 images \(at least 90.0% are asked for\)"):
         export(net, tmp_path / "out", description, crops, form=form, calibration=crops)
     assert list((tmp_path / "out").iterdir()) == []
 
