@@ -18,7 +18,8 @@ _FIELDS = {"model": str, "format": str, "files": dict, "classes": int, "input_si
 def write_card(folder: Path, card: dict[str, Any]) -> Path:
     """Write `card` into `folder`."""
     path = folder / CARD
-    path.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    # Class names as they are: not every JSON reader knows \u0000.
+    path.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 

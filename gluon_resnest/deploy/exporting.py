@@ -13,6 +13,7 @@ import numpy as np
 
 from gluon_resnest import __version__
 from gluon_resnest.data.crops import LARGEST_BILINEAR_SIZE
+from gluon_resnest.data.transforms import LONGEST_SIDES_RATIO
 from gluon_resnest.deploy.agreement import Agreement, DisagreementError, compare
 from gluon_resnest.deploy.card import read_card, refuse_other_exports, sha256, write_card
 from gluon_resnest.deploy.mxnet_graph import INPUT_NAME, PIXELS_NAME
@@ -236,7 +237,8 @@ def _preprocessing(size: int, crop_ratio: float) -> dict[str, Any]:
     """What a client does with a photograph before the graph."""
     return {
         "orientation": "as its EXIF data says",
-        "resize": {"shorter_side": math.ceil(round(size / crop_ratio, 6)),
+        "resize": {"longest_sides_ratio": LONGEST_SIDES_RATIO,  # longer: the ends are cut off
+                   "shorter_side": math.ceil(round(size / crop_ratio, 6)),
                    "interpolation": "bilinear" if size <= LARGEST_BILINEAR_SIZE else "bicubic",
                    "antialias": "area averages from a reduction by 2 on (bilinear)"},
         "crop": {"where": "centre", "size": size},

@@ -1,0 +1,305 @@
+// Label images with an exported symbol and MXNet's library alone.
+//
+//     classify FOLDER IMAGE [IMAGE ...]
+//
+// FOLDER is what `scripts/export_model.py --format symbol` (or int8) wrote. Its model.json says how
+// to prepare an image; this program does no more than that, and is meant to be copied and changed.
+// The Makefile beside it builds it with the headers and the library of MXNet's Python package.
+// Images are read and resized by MXNet's own operators.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <numeric>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <dmlc/json.h>
+#include <mxnet/c_api.h>
+#include <mxnet/c_predict_api.h>
+#include <nnvm/c_api.h>
+
+namespace {
+
+constexpr int kShown = 5;
+constexpr int kInterLinear = 1, kInterCubic = 2, kInterArea = 3;  // as OpenCV numbers them
+constexpr int kUint8 = 3;                                         // as MXNet numbers types
+
+void check(int code, const std::string& doing) {
+  if (code == 0) return;
+  std::string reason = MXGetLastError();
+  // MXNet's errors go on with a stack trace.
+  const auto last = reason.find_last_not_of(" \n");
+  reason = reason.substr(0, last == std::string::npos ? 0 : last + 1);
+  const auto line = reason.rfind('\n');
+  throw std::runtime_error(doing + ": " +
+                           (line == std::string::npos ? reason : reason.substr(line + 1)));
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream content;
+  if (!file || !(content << file.rdbuf())) throw std::runtime_error(path + " cannot be read");
+  return content.str();
+}
+
+// ---- model.json ----
+
+// Every value of a JSON text by its path: {"input": {"shape": [7]}} gives "/input/shape/0" -> "7".
+using Leaves = std::map<std::string, std::string>;
+
+void read_leaves(dmlc::JSONReader& reader, std::istream& text, const std::string& path,
+                 Leaves* leaves) {
+  const int next = (text >> std::ws).peek();
+  if (next == '{') {
+    std::string key;
+    reader.BeginObject();
+    while (reader.NextObjectItem(&key)) read_leaves(reader, text, path + "/" + key, leaves);
+  } else if (next == '[') {
+    reader.BeginArray();
+    for (int i = 0; reader.NextArrayItem(); ++i) {
+      read_leaves(reader, text, path + "/" + std::to_string(i), leaves);
+    }
+  } else if (next == '"') {
+    reader.ReadString(&(*leaves)[path]);
+  } else {  // a number, true, false or null
+    std::string& value = (*leaves)[path];
+    while (text.peek() != EOF && !std::strchr(",]} \n\r\t", text.peek())) {
+      value += static_cast<char>(text.get());
+    }
+    if (value.empty()) throw std::runtime_error("no value at " + path);
+  }
+}
+
+struct Card {
+  std::vector<std::string> files, class_names;
+  std::string input;
+  bool pixels;  // or normalised floats
+  int size, shorter_side, longest_sides_ratio;
+  bool bicubic;
+  float mean[3], std[3];
+};
+
+Card read_card(const std::string& folder) {
+  const std::string path = folder + "/model.json";
+  std::istringstream text(read_file(path));
+  Leaves leaves;
+  try {
+    dmlc::JSONReader reader(&text);
+    read_leaves(reader, text, "", &leaves);
+    const auto number = [&](const std::string& key) { return std::stod(leaves.at(key)); };
+    Card card;
+    for (const auto& leaf : leaves) {
+      if (leaf.first.compare(0, 7, "/files/") == 0) card.files.push_back(leaf.first.substr(7));
+    }
+    for (int i = 0; i < number("/classes"); ++i) {
+      const auto name = leaves.find("/class_names/" + std::to_string(i));
+      card.class_names.push_back(
+          name == leaves.end() ? "class " + std::to_string(i) : name->second);
+    }
+    card.input = leaves.at("/input/name");
+    card.pixels = leaves.at("/input/dtype") == "uint8";
+    for (int i = 0; i < 3; ++i) {
+      card.mean[i] = number("/input/normalization/mean/" + std::to_string(i));
+      card.std[i] = number("/input/normalization/std/" + std::to_string(i));
+    }
+    card.size = number("/preprocessing/crop/size");
+    card.shorter_side = number("/preprocessing/resize/shorter_side");
+    card.longest_sides_ratio = number("/preprocessing/resize/longest_sides_ratio");
+    card.bicubic = leaves.at("/preprocessing/resize/interpolation") == "bicubic";
+    if (card.files.size() != 2) throw std::runtime_error("it does not describe a symbol");
+    std::sort(card.files.rbegin(), card.files.rend());  // NAME-symbol.json, NAME-0000.params
+    return card;
+  } catch (const std::exception& error) {
+    throw std::runtime_error(path + " is not the card of an exported symbol (" +
+                             std::string(error.what()).substr(0, 60) + ")");
+  }
+}
+
+// ---- images ----
+
+struct Image {
+  int height, width;
+  std::vector<uint8_t> pixels;  // (height, width, 3), RGB
+
+  Image centre(int rows, int columns) const {
+    Image part{rows, columns, {}};
+    const int top = (height - rows) / 2, left = (width - columns) / 2;
+    for (int y = 0; y < rows; ++y) {
+      const auto begin = pixels.begin() + 3 * ((top + y) * static_cast<size_t>(width) + left);
+      part.pixels.insert(part.pixels.end(), begin, begin + 3 * columns);
+    }
+    return part;
+  }
+};
+
+class Array {  // an NDArray of MXNet
+ public:
+  explicit Array(NDArrayHandle handle) : handle_(handle) {}
+  explicit Array(const Image& image) {
+    const uint32_t shape[] = {static_cast<uint32_t>(image.height),
+                              static_cast<uint32_t>(image.width), 3};
+    check(MXNDArrayCreateEx(shape, 3, 1, 0, 0, kUint8, &handle_), "an image's memory");
+    check(MXNDArraySyncCopyFromCPU(handle_, image.pixels.data(), image.pixels.size()), "copying");
+  }
+  Array(const Array&) = delete;
+  Array(Array&& other) : handle_(other.handle_) { other.handle_ = nullptr; }
+  ~Array() {
+    if (handle_ != nullptr) MXNDArrayFree(handle_);
+  }
+
+  Image image() const {
+    uint32_t dimensions;
+    const uint32_t* shape;
+    check(MXNDArrayGetShape(handle_, &dimensions, &shape), "an image's shape");
+    Image image{static_cast<int>(shape[0]), static_cast<int>(shape[1]), {}};
+    image.pixels.resize(3 * static_cast<size_t>(image.height) * image.width);
+    check(MXNDArraySyncCopyToCPU(handle_, image.pixels.data(), image.pixels.size()), "copying");
+    return image;
+  }
+
+  NDArrayHandle handle() const { return handle_; }
+
+ private:
+  NDArrayHandle handle_ = nullptr;
+};
+
+// An operator of MXNet with one output.
+Array invoke(const char* name, std::vector<NDArrayHandle> inputs,
+             const std::map<std::string, std::string>& parameters) {
+  OpHandle op;
+  check(NNGetOpHandle(name, &op), name);
+  std::vector<const char*> keys, values;
+  for (const auto& parameter : parameters) {
+    keys.push_back(parameter.first.c_str());
+    values.push_back(parameter.second.c_str());
+  }
+  int count = 0;
+  NDArrayHandle* outputs = nullptr;
+  check(MXImperativeInvoke(op, inputs.size(), inputs.data(), &count, &outputs, keys.size(),
+                           keys.data(), values.data()), name);
+  return Array(outputs[0]);
+}
+
+Image prepare(const std::string& path, const Card& card) {
+  Image image = [&] {
+    read_file(path);  // for its own error
+    try {
+      return invoke("_cvimread", {}, {{"filename", path}, {"flag", "1"}, {"to_rgb", "1"}}).image();
+    } catch (const std::runtime_error&) {
+      throw std::runtime_error(path + " is no image that MXNet reads");
+    }
+  }();
+  const int longest = card.longest_sides_ratio * std::min(image.height, image.width);
+  image = image.centre(std::min(image.height, longest), std::min(image.width, longest));
+  const int64_t shorter = std::min(image.height, image.width);
+  const int height = image.height * static_cast<int64_t>(card.shorter_side) / shorter;
+  const int width = image.width * static_cast<int64_t>(card.shorter_side) / shorter;
+  if (height != image.height || width != image.width) {
+    const double down = static_cast<double>(image.height) / height;
+    const double across = static_cast<double>(image.width) / width;
+    const bool shrinks = std::min(down, across) >= 1 && std::max(down, across) >= 2;
+    // Networks of more than 256 pixels were trained with Pillow's bicubic filter, which MXNet
+    // lacks: OpenCV's skips pixels where the image shrinks. Areas come close.
+    int interpolation = shrinks ? kInterArea : kInterLinear;
+    if (card.bicubic) interpolation = std::min(down, across) > 1 ? kInterArea : kInterCubic;
+    const Array array(image);
+    image = invoke("_cvimresize", {array.handle()},
+                   {{"w", std::to_string(width)}, {"h", std::to_string(height)},
+                    {"interp", std::to_string(interpolation)}}).image();
+  }
+  return image.centre(card.size, card.size);
+}
+
+// ---- the network ----
+
+class Network {
+ public:
+  Network(const std::string& folder, const Card& card) : card_(card) {
+    const std::string symbol = read_file(folder + "/" + card.files[0]);
+    const std::string parameters = read_file(folder + "/" + card.files[1]);
+    const uint32_t size = card.size;
+    const uint32_t bounds[] = {0, 4};
+    const std::vector<uint32_t> shape = card.pixels ? std::vector<uint32_t>{1, size, size, 3}
+                                                    : std::vector<uint32_t>{1, 3, size, size};
+    const char* name = card.input.c_str();
+    const int type = kUint8;
+    check(MXPredCreateEx(symbol.c_str(), parameters.data(), parameters.size(), 1, 0, 1, &name,
+                         bounds, shape.data(), card.pixels ? 1 : 0, &name, &type, &handle_),
+          folder + " cannot be loaded");
+  }
+  Network(const Network&) = delete;
+  ~Network() { MXPredFree(handle_); }
+
+  // Class probabilities of a crop.
+  std::vector<float> operator()(const Image& crop) const {
+    const size_t count = crop.pixels.size();
+    if (card_.pixels) {
+      // The function's type says float; what it copies is as many values of the input's type.
+      set_input(reinterpret_cast<const float*>(crop.pixels.data()), count);
+    } else {
+      std::vector<float> input(count);  // (3, H, W)
+      for (size_t i = 0; i < count; ++i) {
+        const int channel = i % 3;
+        input[channel * (count / 3) + i / 3] =
+            (crop.pixels[i] / 255.0f - card_.mean[channel]) / card_.std[channel];
+      }
+      set_input(input.data(), count);
+    }
+    check(MXPredForward(handle_), "the network");
+    std::vector<float> values(card_.class_names.size());
+    check(MXPredGetOutput(handle_, 0, values.data(), values.size()), "the network's output");
+    const float largest = *std::max_element(values.begin(), values.end());
+    for (float& value : values) value = std::exp(value - largest);
+    const float sum = std::accumulate(values.begin(), values.end(), 0.0f);
+    for (float& value : values) value /= sum;
+    return values;
+  }
+
+ private:
+  void set_input(const float* values, size_t count) const {
+    check(MXPredSetInput(handle_, card_.input.c_str(), values, count), "the network's input");
+  }
+
+  Card card_;
+  PredictorHandle handle_ = nullptr;
+};
+
+void classify(const std::string& path, const Card& card, const Network& network) {
+  const std::vector<float> found = network(prepare(path, card));
+  std::vector<size_t> order(found.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return found[a] > found[b]; });
+  std::cout << path;
+  for (size_t i = 0; i < std::min<size_t>(kShown, order.size()); ++i) {
+    char share[16];
+    std::snprintf(share, sizeof share, "%.2f%%", 100 * found[order[i]]);
+    std::cout << '\t' << card.class_names[order[i]] << ' ' << share;
+  }
+  std::cout << std::endl;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) {
+    std::cerr << "usage: classify FOLDER IMAGE [IMAGE ...]" << std::endl;
+    return 2;
+  }
+  try {
+    const Card card = read_card(argv[1]);
+    const Network network(argv[1], card);
+    for (int i = 2; i < argc; ++i) classify(argv[i], card, network);
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << error.what() << std::endl;
+    return 2;
+  }
+}
