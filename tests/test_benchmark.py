@@ -397,3 +397,36 @@ def test_cache_folder_follows_the_user(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert runtime.cache_folder() == tmp_path / ".cache/gluon-resnest"
+
+
+# ---- exported files ----
+
+
+def test_exports_are_timed_with_their_size_and_agreement():
+    done = run_tool("scripts/benchmark.py", "export", "--model", "resnest14", "--input-size", "64",
+                    "--batch-size", "2", "--threads", "1", "--rounds", "2", "--form", "onnx",
+                    "onnx-int8", "--json", timeout=300)
+    case, = json.loads(done.stdout)["cases"]
+    assert (case["model"], case["batch_size"], case["rounds"]) == ("resnest14", 2, 2)
+    full, small = case["contestants"]
+    assert (full["contestant"], small["contestant"]) == ("ours onnx", "ours onnx-int8")
+    assert full["difference"] < 1e-5 < small["difference"] < 0.5
+    assert small["file_mb"] == pytest.approx(full["file_mb"] / 4, rel=0.05)
+    assert min(full["ms"], small["ms"]) > 0
+
+
+def test_gluoncv_s_own_export_takes_part(this_python):
+    case = Case("resnest14", "forward", 2, 64, 1)
+    record, = contest(peer_contestants(case, Peer("gluoncv-export"), ()), 2)
+    assert record.facts["difference"] < 1e-4
+    assert record.facts["file_mb"] > 40
+
+
+@pytest.mark.parametrize(("flags", "answer"), [
+    (("--form", "onnx", "onnx"), "a contestant takes part twice"),
+    (("--model", "resnest51x"), "resnest51x"),
+    (("--input-size", "7"), "--input-size 7"),
+])
+def test_export_benchmarks_refuse_nonsense(flags, answer):
+    done = run_tool("scripts/benchmark.py", "export", *flags, code=2)
+    assert answer in done.stderr.splitlines()[-1]

@@ -47,6 +47,16 @@ def test_fine_tuning_learns_new_classes(tmp_path, monkeypatch):
     assert pictures[0].std() > 40  # white digits on black, on a white page
 
 
+@pytest.mark.slow
+def test_deployed_files_say_what_the_network_says(tmp_path, monkeypatch):
+    found, pictures = run_notebook(ROOT / "notebooks" / "deploy.ipynb", tmp_path, monkeypatch)
+    assert found["least_accuracy"] > 0.75
+    assert found["least_same"] > 0.95
+    assert 3.5 < found["smaller"] < 4.5  # a quarter of the size
+    assert len(pictures) == 2
+    assert all(picture.std() > 20 for picture in pictures)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebooks_are_committed_clean(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
