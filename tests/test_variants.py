@@ -223,7 +223,6 @@ def test_dropblock_is_on_in_training_only_whichever_came_first(training_first, r
         if (turn % 2 == 0) == training_first:
             with autograd.record():
                 net(images)
-            mx.nd.waitall()  # docs/mxnet.md: with static_shape, statistics are written late
         else:
             for key, parameter in net._collect_params_with_prefix().items():
                 plain._collect_params_with_prefix()[key].set_data(parameter.data())
@@ -270,7 +269,6 @@ def test_train_and_evaluate_in_turns_on_one_graph(rng):
             loss = (net(images) ** 2).sum()
         loss.backward()
         trainer.step(4)
-        mx.nd.waitall()  # docs/mxnet.md: with static_shape, running statistics are written late
         for key, parameter in net._collect_params_with_prefix().items():
             plain._collect_params_with_prefix()[key].set_data(parameter.data())
         logits = net(images).asnumpy()

@@ -6,11 +6,13 @@ from typing import Any, Callable
 
 import numpy as np
 from mxnet import autograd
-from mxnet.gluon import nn
+from mxnet.gluon import Parameter, nn
 from mxnet.ndarray import NDArray
 
 from gluon_resnest.errors import InputError
+from gluon_resnest.layers.declared_writes import writes_are_declared
 from gluon_resnest.layers.operators import traces_for_cpu
+from gluon_resnest.layers.running_statistics import RunningStatistic
 
 NormLayer = Callable[..., nn.HybridBlock]
 
@@ -37,7 +39,7 @@ class BatchNormReLU(nn.BatchNorm):
         self._dtype = "float32"
 
     def hybrid_forward(self, F, x, gamma, beta, running_mean, running_var):
-        if self._dtype == "float32" and traces_for_cpu(F):
+        if self._dtype == "float32" and traces_for_cpu(F) and writes_are_declared():
             return F.contrib.BatchNormWithReLU(x, gamma, beta, running_mean, running_var,
                                                name="fwd", **self._kwargs)
         x = super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
@@ -111,7 +113,11 @@ def make_norm(norm_layer: NormLayer, channels: int, norm_kwargs: dict[str, Any],
         kwargs["num_groups"] = groups
     elif norm_layer is nn.BatchNorm and before_relu:
         norm_layer = BatchNormReLU
-    return norm_layer(in_channels=channels, **kwargs)
+    norm = norm_layer(in_channels=channels, **kwargs)
+    for name in ("running_mean", "running_var"):
+        if isinstance(getattr(norm, name, None), Parameter):
+            RunningStatistic.take_over(getattr(norm, name))
+    return norm
 
 
 def fits_one_operator(*widths: int) -> bool:

@@ -46,9 +46,8 @@ class RunArrays:
     def copy(self) -> dict[str, dict[str, np.ndarray]] | None:
         """Copies of all arrays, on rank 0; every worker must call it.
 
-        Waits for what is being computed. Afterwards training may go on.
+        Waits until they are computed. Afterwards training may go on.
         """
-        mx.nd.waitall()
         everyone = self._gathered_statistics()
         if self._workers.rank != 0:
             return None

@@ -94,8 +94,6 @@ class Workers:
         For the running means and variances of batch normalisation: each rank gathers them from
         its own images, but evaluation and files want one network.
         """
-        # With static_shape MXNet writes them without telling those who read them next.
-        mx.nd.waitall()
         if self.size == 1 or not arrays:
             return
         values = [array.asnumpy() for array in arrays]
