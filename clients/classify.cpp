@@ -5,12 +5,14 @@
 // FOLDER is what `scripts/export_model.py --format symbol` (or int8) wrote. Its model.json says how
 // to prepare an image; this program does no more than that, and is meant to be copied and changed.
 // The Makefile beside it builds it with the headers and the library of MXNet's Python package.
-// Images are read and resized by MXNet's own operators.
+// Images are decoded and resized by MXNet's own operators. What these decode otherwise than the
+// network's training did is refused: this program reads JPEG, PNG and BMP.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iostream>
@@ -25,11 +27,14 @@
 #include <mxnet/c_api.h>
 #include <mxnet/c_predict_api.h>
 #include <nnvm/c_api.h>
+#include <sys/stat.h>
 
 namespace {
 
 constexpr int kShown = 5;
 constexpr int kInterLinear = 1, kInterCubic = 2, kInterArea = 3;  // as OpenCV numbers them
+constexpr int kColor = 1, kIgnoreOrientation = 128;               // the same
+constexpr uint64_t kMostPixels = 1 << 27;
 constexpr int kUint8 = 3;                                         // as MXNet numbers types
 
 void check(int code, const std::string& doing) {
@@ -44,6 +49,10 @@ void check(int code, const std::string& doing) {
 }
 
 std::string read_file(const std::string& path) {
+  struct stat status;  // a named pipe would wait for its writer
+  if (stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+    throw std::runtime_error(path + " is not a regular file");
+  }
   std::ifstream file(path, std::ios::binary);
   std::ostringstream content;
   if (!file || !(content << file.rdbuf())) throw std::runtime_error(path + " cannot be read");
@@ -188,15 +197,134 @@ Array invoke(const char* name, std::vector<NDArrayHandle> inputs,
   return Array(outputs[0]);
 }
 
-Image prepare(const std::string& path, const Card& card) {
-  Image image = [&] {
-    read_file(path);  // for its own error
-    try {
-      return invoke("_cvimread", {}, {{"filename", path}, {"flag", "1"}, {"to_rgb", "1"}}).image();
-    } catch (const std::runtime_error&) {
-      throw std::runtime_error(path + " is no image that MXNet reads");
+// A whole number at `at` of a file's bytes.
+uint32_t number(const std::string& bytes, size_t at, int count, bool little = false) {
+  if (at > bytes.size() || bytes.size() - at < static_cast<size_t>(count)) {
+    throw std::runtime_error("it ends early");
+  }
+  uint32_t value = 0;
+  for (int i = 0; i < count; ++i) {
+    value = value << 8 | static_cast<uint8_t>(bytes[at + (little ? count - 1 - i : i)]);
+  }
+  return value;
+}
+
+// EXIF orientation, 1 to 8, of EXIF data: a TIFF header and a first directory of 12 bytes an entry.
+int exif_orientation(const std::string& exif) {
+  try {
+    const bool little = exif.compare(0, 2, "II") == 0;
+    const size_t directory = number(exif, 4, 4, little);
+    const uint32_t entries = number(exif, directory, 2, little);
+    for (uint32_t i = 0; i < entries; ++i) {
+      const size_t entry = directory + 2 + 12 * i;
+      if (number(exif, entry, 2, little) != 0x0112) continue;
+      const uint32_t value = number(exif, entry + 8, 2, little);
+      return value >= 1 && value <= 8 ? value : 1;
     }
-  }();
+  } catch (const std::runtime_error&) {  // damaged, which costs no pixels
+  }
+  return 1;
+}
+
+struct Header {
+  uint32_t width = 0, height = 0;
+  int orientation = 1, bits = 8;
+};
+
+Header jpeg_header(const std::string& bytes) {
+  Header header;
+  size_t at = 2;
+  for (uint32_t kind = 0; kind != 0xDA;) {  // up to the pixels
+    while (number(bytes, at + 1, 1) == 0xFF) ++at;
+    kind = number(bytes, at + 1, 1);
+    const uint32_t length = number(bytes, at + 2, 2);
+    const bool frame = kind >= 0xC0 && kind <= 0xCF && kind != 0xC4 && kind != 0xC8 && kind != 0xCC;
+    if (frame) {
+      header.height = number(bytes, at + 5, 2);
+      header.width = number(bytes, at + 7, 2);
+    } else if (kind == 0xE1 && bytes.compare(at + 4, 6, "Exif\0\0", 6) == 0) {
+      header.orientation = exif_orientation(bytes.substr(at + 10, length));
+    }
+    at += 2 + length;
+  }
+  if (bytes.find("\xFF\xD9", at) == std::string::npos) throw std::runtime_error("it ends early");
+  return header;
+}
+
+Header png_header(const std::string& bytes) {
+  Header header;
+  header.width = number(bytes, 16, 4);
+  header.height = number(bytes, 20, 4);
+  header.bits = number(bytes, 24, 1);
+  for (size_t at = 8;;) {  // the chunks
+    const uint32_t length = number(bytes, at, 4);
+    const std::string kind = bytes.substr(at + 4, 4);
+    if (kind == "IEND") return header;
+    if (kind == "eXIf") header.orientation = exif_orientation(bytes.substr(at + 8, length));
+    at += 12 + static_cast<size_t>(length);
+  }
+}
+
+Header image_header(const std::string& bytes) {
+  if (bytes.compare(0, 3, "\xFF\xD8\xFF") == 0) return jpeg_header(bytes);
+  if (bytes.compare(0, 8, "\x89PNG\r\n\x1A\n") == 0) return png_header(bytes);
+  if (bytes.compare(0, 2, "BM") != 0) throw std::runtime_error("it is not JPEG, PNG or BMP");
+  Header header;
+  header.width = number(bytes, 18, 4, true);
+  header.height = std::abs(static_cast<int32_t>(number(bytes, 22, 4, true)));
+  return header;
+}
+
+// An image turned as its EXIF orientation says: transposed for 5 to 8, then mirrored.
+Image turned(const Image& image, int orientation) {
+  if (orientation == 1) return image;
+  const bool transposed = orientation >= 5;
+  const bool down = orientation == 3 || orientation == 4 || orientation >= 7;
+  const bool across = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
+  Image upright = transposed ? Image{image.width, image.height, {}}
+                             : Image{image.height, image.width, {}};
+  upright.pixels.reserve(image.pixels.size());
+  for (int y = 0; y < upright.height; ++y) {
+    for (int x = 0; x < upright.width; ++x) {
+      const size_t row = down ? upright.height - 1 - y : y;
+      const size_t column = across ? upright.width - 1 - x : x;
+      const size_t place = transposed ? column * image.width + row : row * image.width + column;
+      const auto pixel = image.pixels.begin() + 3 * place;
+      upright.pixels.insert(upright.pixels.end(), pixel, pixel + 3);
+    }
+  }
+  return upright;
+}
+
+Image read_image(const std::string& path) {
+  const std::string bytes = read_file(path);
+  try {
+    const Header header = image_header(bytes);
+    if (uint64_t{header.width} * header.height > kMostPixels) {
+      throw std::runtime_error("it has too many pixels; shrink it");
+    }
+    // MXNet turns no image as its EXIF data says; the flag is for builds with another OpenCV.
+    const std::string flag = std::to_string(kColor | kIgnoreOrientation);
+    const Image image = [&] {
+      try {
+        return invoke("_cvimread", {}, {{"filename", path}, {"flag", flag}, {"to_rgb", "1"}})
+            .image();
+      } catch (const std::runtime_error&) {
+        throw std::runtime_error("it is damaged");
+      }
+    }();
+    if (header.bits == 16 &&
+        *std::max_element(image.pixels.begin(), image.pixels.end()) < 16) {
+      throw std::runtime_error("it has 12 bits in 16, of which MXNet reads 4; convert it to 8");
+    }
+    return turned(image, header.orientation);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(path + " is no image that MXNet reads: " + error.what());
+  }
+}
+
+Image prepare(const std::string& path, const Card& card) {
+  Image image = read_image(path);
   const int longest = card.longest_sides_ratio * std::min(image.height, image.width);
   image = image.centre(std::min(image.height, longest), std::min(image.width, longest));
   const int64_t shorter = std::min(image.height, image.width);

@@ -4,12 +4,13 @@
     python classify.py FOLDER IMAGE [IMAGE ...]
 
 FOLDER is what scripts/export_model.py wrote. Its model.json says how to prepare an image; this
-program does no more than that, and is meant to be copied and changed. Needed are NumPy, OpenCV
-(opencv-python-headless), and
+program does no more than that, and is meant to be copied and changed. Needed are NumPy, Pillow,
+OpenCV (opencv-python-headless), and
 
 * for `onnx` and `onnx-int8`: ONNX Runtime;
-* for `symbol` and `int8`: MXNet;
-* for networks that take more than 256 pixels: Pillow, whose bicubic filter they were trained with.
+* for `symbol` and `int8`: MXNet.
+
+Images are decoded as for training: docs/data.md of gluon_resnest says what each kind becomes.
 """
 
 import json
@@ -19,26 +20,72 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 BATCH_SIZE = 16
 SHOWN = 5
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
+MOST_PIXELS = 1 << 27
+Image.MAX_IMAGE_PIXELS = None  # the limit above is instead of Pillow's
+ORIENTATION = 0x0112  # EXIF
+TURNS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM,
+         5: Image.TRANSPOSE, 6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90}
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF
 
 
 class Problem(Exception):
     """What a person can mend, in one line."""
 
 
+def read(path):
+    """Pixels (height, width, 3), uint8, RGB, of an image file, turned as its EXIF data says."""
+    if not Path(path).is_file():
+        raise Problem(f"{path} is no file")
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+            warnings.simplefilter("ignore")  # of odd metadata
+            if image.width * image.height > MOST_PIXELS:
+                raise Problem(f"{path} has more than {MOST_PIXELS:,} pixels; shrink it")
+            return decode(path, image)
+    except Problem:
+        raise
+    except Exception as error:  # Pillow raises many kinds
+        raise Problem(f"{path} is no image that can be read: {error}") from None
+
+
+def decode(path, image):
+    """The same, of an image that Pillow has opened."""
+    picture = image
+    if image.format in ("PNG", "TIFF") and image.mode[0] in "RL" and ";16" in str(image.tile):
+        # Pillow would read the upper 8 of 16 bits. OpenCV gives grey or B, G, R, and opacity.
+        turn = image.getexif().get(ORIENTATION)
+        values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        picture = Image.fromarray(eight_bits(np.ascontiguousarray(values[..., 2::-1])))
+    else:
+        image.load()  # turns a TIFF
+        turn = image.getexif().get(ORIENTATION)
+        if image.mode[0] == "F" or (image.mode == "I" and image.format == "TIFF"):
+            raise Problem(f"{path} has 32 bits a channel; convert it to 8 or 16")
+        if image.mode[0] == "I":
+            grey = eight_bits(np.asarray(image))
+            if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+                grey = ~grey
+            picture = Image.fromarray(grey)
+    picture.info.pop("transparency", None)  # the colours below it count
+    picture = picture.convert("RGB")
+    return np.asarray(picture.transpose(TURNS[turn]) if turn in TURNS else picture)
+
+
+def eight_bits(values):
+    """The upper 8 of the 8, 12 or 16 bits that hold the largest value."""
+    largest = values.max()
+    return (values >> (0 if largest < 256 else 4 if largest < 4096 else 8)).astype(np.uint8)
+
+
 def prepare(path, card):
     """The crop (size, size, 3), uint8, RGB, that the network sees of an image file."""
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise Problem(f"{path} cannot be read: {error.strerror}") from None
-    # Turned as its EXIF data says.
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-    if image is None:
-        raise Problem(f"{path} is no image that OpenCV reads")
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = read(path)
     resize, size = card["preprocessing"]["resize"], card["preprocessing"]["crop"]["size"]
     longest = resize["longest_sides_ratio"] * min(image.shape[:2])
     image = centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
@@ -47,8 +94,6 @@ def prepare(path, card):
     new_height = height * resize["shorter_side"] // shorter
     new_width = width * resize["shorter_side"] // shorter
     if resize["interpolation"] == "bicubic":
-        from PIL import Image
-
         image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.BICUBIC))
     else:
         shrinks = min(height / new_height, width / new_width) >= 1

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from gluon_resnest import command_line
 from gluon_resnest.classifier import load_classifier
-from gluon_resnest.data.decoding import decode
+from gluon_resnest.data.image_files import read_image
 from gluon_resnest.errors import InputError
 from gluon_resnest.training.watching.plots import draw_curves
 
@@ -33,7 +33,7 @@ def held_out_photos(folder: Path, count: int, seed: int) -> list[Path]:
 
 def draw(run: Path, photos: Path, output: Path, seed: int) -> None:
     files = held_out_photos(photos, ROWS * COLUMNS, seed)
-    images = [decode(file.read_bytes()) for file in files]
+    images = [read_image(file) for file in files]
     classifier = load_classifier(str(run / "exported" / "resnest14-symbol.json"))
     probabilities = classifier.probabilities(
         np.stack([classifier.transform(image) for image in images]))

@@ -16,6 +16,7 @@ from gluon_resnest import command_line
 from gluon_resnest.data import contact_page, contact_sheet
 from gluon_resnest.data.decoding import decode
 from gluon_resnest.data.draws import sample_generator
+from gluon_resnest.data.image_files import read_image
 from gluon_resnest.data.mixup import MIXUP_STREAM, draw_lambdas
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.data.transforms import TrainTransform
@@ -83,16 +84,6 @@ def resolve(args: argparse.Namespace) -> tuple[Recipe, TrainTransform]:
         raise InputError("--mixup-alpha 0 mixes nothing: leave --mixup out")
     return recipe, TrainTransform(recipe.train_size, auto_augment=recipe.auto_aug,
                                   color_jitter=recipe.color_jitter, lighting=recipe.lighting)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Pixels (H, W, 3), uint8, of an image file."""
-    try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read --image {path}: {error.strerror}") from None
-    except InputError as error:
-        raise InputError(f"--image {path}: {error}") from None
 
 
 def read_record(records: RecordFile, position: int) -> tuple[np.ndarray, str]:

@@ -145,7 +145,7 @@ def strange_files(folder: Path) -> dict[str, tuple[Path, str]]:
     return {name: (folder / name, words) for name, words in {
         "empty.jpg": "is empty (0 bytes)", "text.png": "not an image of a known format (JPEG, PNG",
         "script.eps": "not an image of a known format", "float.tif": "has 32 bits a channel",
-        "bomb.png": "its 400000000 pixels are more than the 134,217,728",
+        "bomb.png": "its 20000 x 20000 pixels are more than the 134,217,728",
         "large.png": "its 12000 x 12000 pixels are more than", "pipe.png": "not a regular file",
         "none.png": "No such file"}.items()}
 

@@ -94,7 +94,7 @@ class TestDecoding:
 
     @pytest.mark.parametrize("content", [b"", b"<html></html>", bytes(1000)])
     def test_what_is_no_image_is_refused(self, content: bytes) -> None:
-        with pytest.raises(InputError, match=f"its {len(content)} bytes are not an image"):
+        with pytest.raises(InputError, match=f"its {len(content):,} bytes are not an image"):
             decode(content)
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -152,7 +152,7 @@ class TestDecoding:
     @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF"])
     def test_other_kinds_that_were_cut_are_refused(self, kind: str) -> None:
         content = encode(self.photo, kind)
-        with pytest.raises(InputError, match="are not an image"):
+        with pytest.raises(InputError, match=r"are a damaged (PNG|image): "):
             decode(content[: len(content) // 2])
 
     def test_a_header_that_asks_for_too_much_is_refused(self) -> None:

@@ -1,32 +1,43 @@
 """Bytes of an image file -> RGB pixels, or an error where the bytes are not a whole image.
 
-JPEGs are decoded by simplejpeg (libjpeg-turbo), which alone says when their data ends early;
-everything else, and the JPEGs it does not take, by OpenCV. Both give the same pixels.
+This is the one decoder of packing, verification, training and prediction. What a file holds is
+decided by its bytes, not by its name. JPEGs are decoded by simplejpeg (libjpeg-turbo), which alone
+says when their data ends early; PNGs by OpenCV (:mod:`.png`); everything else, and the JPEGs that
+simplejpeg does not take, by Pillow (:mod:`.pillow_formats`). Where two of them read a format they
+give the same pixels.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from typing import Union
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
 
-from gluon_resnest.errors import InputError
+from gluon_resnest.data.image_limits import (
+    JPEG,
+    MOST_PIXELS,
+    PNG,
+    check_bytes,
+    check_pixels,
+    damaged,
+)
+from gluon_resnest.data.pillow_formats import (
+    check_with_pillow,
+    decode_with_pillow,
+    read_orientation,
+    turned,
+)
+from gluon_resnest.data.png import check_png, decode_png
 
 cv2.setLogLevel(0)  # what it would print of a damaged image, we say with the image's name
 
 Content = Union[bytes, memoryview]
 
-_JPEG = b"\xff\xd8\xff"
-_EXIF = b"Exif\0\0"
-_EXIF_WITHIN = 65536  # bytes from the beginning: it stands among the first segments
-_ORIENTATION = 0x0112
-# A damaged header may ask for any size; this is 0.8 GB.
-_MOST_PIXELS = 1 << 28
+_APP1, _START_OF_SCAN = 0xE1, 0xDA  # EXIF data lies in the one, pixels begin at the other
+_FOUR_CHANNELS = ("CMYK", "YCCK")
 # A few bytes too many between segments come from cameras and editors; many, from lost data.
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes")
 _MOST_EXTRANEOUS = 32
@@ -34,22 +45,21 @@ _MOST_EXTRANEOUS = 32
 _HARMLESS = ("invalid sos parameters", "adobe color transform", "inconsistent progression",
              "jfif revision", "icc marker")
 
-# EXIF orientation: (transposed first, then flipped: 0 top to bottom, 1 left to right, -1 both).
-_TURNS = {2: (False, 1), 3: (False, -1), 4: (False, 0), 5: (True, None), 6: (True, 1),
-          7: (True, -1), 8: (True, 0)}
 
+def decode(content: Content, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """Decode a JPEG, PNG, GIF, WebP, TIFF, BMP, PPM or JPEG 2000.
 
-def decode(content: Content) -> np.ndarray:
-    """Decode an image of any kind that OpenCV reads: JPEG, PNG, BMP, WebP, ...
-
-    Grey images get three equal channels, transparency is left out, CMYK is converted, and a photo
-    is turned as its EXIF orientation says, as MXNet's own decoders do. Unlike them, it refuses a
-    JPEG whose data was cut or damaged instead of filling up with grey.
+    Grey images get three equal channels, transparency is left out (the colours below it count),
+    CMYK is converted, 16 bits a channel are scaled (:func:`.sixteen_bits.to_eight_bits`), and the
+    image is turned as its EXIF orientation says. A JPEG whose data was cut or damaged is refused,
+    where MXNet's decoders fill up with grey.
 
     Parameters
     ----------
     content
         The file's bytes.
+    most_pixels
+        A header that asks for more is refused before memory is taken.
 
     Returns
     -------
@@ -59,69 +69,78 @@ def decode(content: Content) -> np.ndarray:
     Raises
     ------
     InputError
-        The bytes are no image, or not all of one.
+        The bytes are no image, not all of one, or of too many pixels.
     """
-    if bytes(content[:3]) == _JPEG:
-        return _decode_jpeg(content)
-    return _decode_with_opencv(content)
+    if bytes(content[:3]) == JPEG:
+        return _decode_jpeg(content, most_pixels)
+    check_bytes(len(content))
+    if bytes(content[:8]) == PNG:
+        return decode_png(content, most_pixels)
+    return decode_with_pillow(content, most_pixels)
 
 
-def _decode_jpeg(content: Content) -> np.ndarray:
-    height = width = 0
+def check_header(content: Content, most_pixels: int = MOST_PIXELS) -> None:
+    """Raise InputError where the header alone shows that :func:`decode` would refuse an image."""
+    check_bytes(len(content))
+    if bytes(content[:8]) == PNG:
+        check_png(content, most_pixels)
+    elif bytes(content[:3]) != JPEG:
+        check_with_pillow(content, most_pixels)
+    else:
+        header = _jpeg_header(content)
+        if header is None:
+            check_with_pillow(content, most_pixels)
+        else:
+            check_pixels(*header[:2], most_pixels)
+
+
+def _jpeg_header(content: Content) -> tuple[int, int, str] | None:
+    """Width, height and colour space; None where simplejpeg complains of what is harmless."""
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(content, strict=False)
-        if height * width <= _MOST_PIXELS:
-            image = simplejpeg.decode_jpeg(content, "RGB")
+        height, width, color, _ = simplejpeg.decode_jpeg_header(content, strict=False)
     except ValueError as error:
-        image = _decode_despite(str(error), content)
+        _refuse_damage(str(error), content)
+        return None
     except KeyError:  # simplejpeg looks up what an incomplete header does not say
-        raise InputError(f"its {len(content)} bytes are a damaged JPEG: no whole header") from None
-    if height * width > _MOST_PIXELS:
-        raise InputError(f"its {width} x {height} pixels are more than can be decoded")
-    if _EXIF in bytes(content[:_EXIF_WITHIN]):
-        image = _turned(image, content)
-    return image
+        raise damaged(content, "no whole header") from None
+    return width, height, color
 
 
-def _decode_despite(problem: str, content: Content) -> np.ndarray:
-    """Pixels of a JPEG where libjpeg-turbo complains first of what need not cost any.
+def _decode_jpeg(content: Content, most_pixels: int) -> np.ndarray:
+    header = _jpeg_header(content)
+    if header is None:
+        return decode_with_pillow(content, most_pixels)
+    width, height, color = header
+    check_pixels(width, height, most_pixels)
+    is_rgb = color not in _FOUR_CHANNELS
+    try:
+        pixels = simplejpeg.decode_jpeg(content, "RGB" if is_rgb else "CMYK")
+    except ValueError as error:
+        _refuse_damage(str(error), content)
+        return decode_with_pillow(content, most_pixels)
+    if not is_rgb:  # it is whole; but releases of simplejpeg convert it in different ways
+        return decode_with_pillow(content, most_pixels)
+    return turned(pixels, read_orientation(content)) if _has_exif(content) else pixels
 
-    It stops at the first complaint. So Pillow and OpenCV, which are indifferent to these, but not
-    to data that ends early, have to agree.
+
+def _refuse_damage(problem: str, content: Content) -> None:
+    """Raise InputError unless libjpeg-turbo complains of what need not cost any pixels.
+
+    It stops at the first complaint. So Pillow, which is indifferent to these, but not to data that
+    ends early, decodes such a JPEG.
     """
     extraneous = _EXTRANEOUS.search(problem)
     few = extraneous is not None and int(extraneous.group(1)) <= _MOST_EXTRANEOUS
-    unconverted = "color conversion" in problem.lower()  # CMYK, in older releases
+    unconverted = "color conversion" in problem.lower()  # CMYK
     if not (few or unconverted or any(text in problem.lower() for text in _HARMLESS)):
-        raise InputError(f"its {len(content)} bytes are a damaged JPEG: {problem}")
-    try:
-        Image.open(io.BytesIO(content)).load()
-        # Some library in this process may have told Pillow to accept what was cut; recent OpenCV
-        # does not either.
-        return _decode_with_opencv(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except Exception as error:  # of many kinds
-        raise InputError(f"its {len(content)} bytes are a damaged JPEG: {error}") from None
+        raise damaged(content, problem)
 
 
-def _turned(image: np.ndarray, content: Content) -> np.ndarray:
-    """Turn and mirror an image as its EXIF orientation says."""
-    try:
-        orientation = Image.open(io.BytesIO(content)).getexif().get(_ORIENTATION)
-    except Exception:  # Pillow raises many kinds on damaged EXIF, which costs no pixels
-        return image
-    if orientation not in _TURNS:
-        return image
-    transposed, flip = _TURNS[orientation]
-    if transposed:
-        image = cv2.transpose(image)
-    return image if flip is None else cv2.flip(image, flip)
-
-
-def _decode_with_opencv(content: Content, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    try:
-        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
-    except cv2.error:
-        image = None  # an empty buffer, or a size beyond OpenCV's limit
-    if image is None:
-        raise InputError(f"its {len(content)} bytes are not an image that can be decoded")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def _has_exif(content: Content) -> bool:
+    """Whether a segment before the pixels can hold EXIF data."""
+    at, last = 2, len(content) - 4
+    while at <= last and content[at] == 0xFF and content[at + 1] != _START_OF_SCAN:
+        if content[at + 1] == _APP1:
+            return True
+        at += 2 + (content[at + 2] << 8 | content[at + 3])
+    return False

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ContextManager, NamedTuple
+from typing import NamedTuple
 
+from gluon_resnest.data.image_folders import (
+    IMAGE_SUFFIXES,
+    files_below,
+    is_folder,
+    is_image_name,
+)
+from gluon_resnest.data.recordio import LARGEST_KEY, LARGEST_LABEL
 from gluon_resnest.errors import InputError
 
-# By name only: what a file really holds is looked at when it is read.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+# im2rec writes labels with six decimals.
+_INDEX = re.compile(r"[0-9]{1,18}", re.ASCII)
+_LABEL = re.compile(r"([0-9]{1,9})(\.0{0,9})?", re.ASCII)
+_MOST_SHOWN = 60  # characters of a line in an error
+
+# Unicode's categories of what a line of text cannot hold: control characters (tabs and line breaks
+# among them), separators of lines and paragraphs, and bytes of a name that are no UTF-8.
+_NOT_IN_A_LINE = ("Cc", "Zl", "Zp", "Cs")
 
 
 class ListedImage(NamedTuple):
@@ -54,15 +68,21 @@ def list_images(source: str | Path, root: str | Path | None = None) -> ImageList
         return _list_folder(source)
     if source.is_file():
         return _list_file(source, Path(root) if root is not None else source.parent)
+    if source.exists():
+        raise InputError(f"source {source} is neither a folder nor a regular file; give a folder "
+                         "with one folder a class, or a .lst file")
     raise InputError(
         f"source {source} does not exist; give a folder with one folder a class, or a .lst file"
     )
 
 
 def _list_folder(source: Path) -> ImageList:
-    with _scan(source) as entries:
-        names = sorted(entry.name for entry in entries
-                       if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        with os.scandir(source) as entries:
+            names = sorted(entry.name for entry in entries
+                           if is_folder(entry) and not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"cannot read folder {source}: {error.strerror}") from None
     if not names:
         raise InputError(
             f"{source} has no class folders; put the images of each class into a folder of its "
@@ -80,32 +100,29 @@ def _list_folder(source: Path) -> ImageList:
     return ImageList(source, images, names)
 
 
-def _scan(folder: Path) -> ContextManager[Iterator[os.DirEntry]]:
-    try:
-        return os.scandir(folder)
-    except OSError as error:
-        raise InputError(f"cannot read folder {folder}: {error.strerror}") from None
-
-
-def _image_paths(root: Path, folder: str) -> Iterator[str]:
+def _image_paths(root: Path, name: str) -> list[str]:
     """Paths of the images in a class folder and below it, relative to `root`, with slashes."""
-    with _scan(root / folder) as entries:
-        for entry in entries:
-            path = f"{folder}/{entry.name}"
-            if not path.isprintable():
-                raise InputError(f"the name of {root / folder}/{entry.name!a} has characters "
-                                 "that a list cannot hold; rename the file")
-            if entry.name.startswith(".") or entry.name == "Thumbs.db":
-                continue  # what file managers leave behind
-            if entry.is_dir():
-                yield from _image_paths(root, path)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                yield path
-            else:
-                raise InputError(
-                    f"{root / path} is not an image by its name; remove it from the class folder "
-                    f"(images end in {', '.join(sorted(IMAGE_SUFFIXES))})"
-                )
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read folder {error.filename}: {error.strerror}") from None
+
+    if not name.strip():
+        raise InputError(f"the class folder {str(root / name)!r} has a name of spaces alone; "
+                         "rename it")
+    paths = []
+    for below in files_below(root / name, refuse):
+        path = f"{name}/{below}"
+        if any(unicodedata.category(letter) in _NOT_IN_A_LINE for letter in path):
+            raise InputError(f"the name {str(root / path)!a} has characters that a list cannot "
+                             "hold; rename the file or its folder")
+        if os.path.basename(path) == "Thumbs.db":
+            continue  # what a file manager leaves behind
+        if not is_image_name(path):
+            raise InputError(
+                f"{root / path} is not an image by its name; remove it from the class folder "
+                f"(images end in {', '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+        paths.append(path)
+    return paths
 
 
 def _list_file(source: Path, root: Path) -> ImageList:
@@ -135,16 +152,26 @@ def _list_file(source: Path, root: Path) -> ImageList:
 def _parse_line(line: str, place: str) -> ListedImage:
     fields = line.rstrip("\r\n").split("\t")
     form = "a line is: index <tab> label <tab> path"
+    shown = line[:_MOST_SHOWN] + ("..." if len(line) > _MOST_SHOWN else "")
     if len(fields) != 3:
-        raise InputError(f"{place}: {len(fields)} fields in {line[:80]!r} instead of 3; {form}")
-    index, label_text, path = (field.strip() for field in fields)
-    try:
-        label = float(label_text)
-    except ValueError:
-        label = math.nan
-    if not index.isdigit() or not math.isfinite(label) or not path:
-        raise InputError(f"{place}: cannot read {line[:80]!r}; {form}, index and label are numbers")
-    return ListedImage(int(index), label, path)
+        raise InputError(f"{place}: {len(fields)} fields in {shown!r} instead of 3; {form}")
+    # A path may begin or end with spaces, as files' names may.
+    index, label, path = fields[0].strip(), _LABEL.fullmatch(fields[1].strip()), fields[2]
+    if not _INDEX.fullmatch(index):
+        raise InputError(f"{place}: index {_short(index)} is not a whole number from 0 to "
+                         f"{LARGEST_KEY}; {form}")
+    if label is None or int(label.group(1)) > LARGEST_LABEL:
+        raise InputError(f"{place}: label {_short(fields[1])} is not a class, a whole number from "
+                         f"0 to {LARGEST_LABEL:,}; {form}")
+    if not path.strip():
+        raise InputError(f"{place}: no path in {shown!r}; {form}")
+    if "\0" in path:
+        raise InputError(f"{place}: the path {_short(path)} has a zero byte; {form}")
+    return ListedImage(int(index), float(label.group(1)), path)
+
+
+def _short(text: str) -> str:
+    return repr(text[:_MOST_SHOWN]) + ("..." if len(text) > _MOST_SHOWN else "")
 
 
 def _names_from_folders(images: Sequence[ListedImage]) -> list[str] | None:

@@ -17,6 +17,7 @@ from gluon_resnest.atomic import replacing
 from gluon_resnest.data.recordio import (
     HEADERS,
     IMAGE_HEADER,
+    LARGEST_KEY,
     LENGTH_BITS,
     MAGIC,
     PART_FIRST,
@@ -32,8 +33,6 @@ from gluon_resnest.errors import InputError
 
 # 18 digits fit into int64, and lines that do not are refused rather than misread.
 _LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
-
-_LARGEST_KEY = 10**18 - 1  # in 18 digits; a damaged header may hold more
 
 _CHUNK = 1 << 20
 # Without a record in its first GiB a file is none; a record's part has half of that at most.
@@ -144,7 +143,7 @@ def rebuild_index(
             gaps.append((offset, count))
         for key, place, _ in damaged:
             at = np.searchsorted(offsets, place)
-            keys = np.insert(keys, at, min(key, _LARGEST_KEY))
+            keys = np.insert(keys, at, min(key, LARGEST_KEY))
             offsets = np.insert(offsets, at, place)
     if runtime.launched_rank() == 0:
         _say(f"{index} was missing: {len(keys):,} records found in {path}, "

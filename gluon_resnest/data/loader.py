@@ -14,6 +14,7 @@ from gluon_resnest.data.decoding import decode
 from gluon_resnest.data.draws import REPLACEMENT_STREAM, below, sample_generator
 from gluon_resnest.data.index import named_gaps
 from gluon_resnest.data.prefetch import DEFAULT_PATIENCE, Batch, BatchMemory, PreparedBatches
+from gluon_resnest.data.recordio import is_class
 from gluon_resnest.data.records import BadRecord, RecordFile
 from gluon_resnest.data.sampling import Leg, Sampling, evaluation_batches
 from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
@@ -23,9 +24,6 @@ from gluon_resnest.errors import InputError
 BATCHES_AHEAD = 2
 
 _REPLACEMENTS = 100  # looked at before giving up
-
-# A whole label below this is one of another number of classes; what else is no class, is damage.
-_LARGEST_LABEL = 1_000_000
 
 _LEFT_OUT = -1  # label of an image that evaluation skips
 
@@ -259,8 +257,8 @@ def _image_and_label(
     """
     record = records.read(position)
     label = record.label
-    if not (0 <= label < classes and label == int(label)):
-        if 0 <= label < _LARGEST_LABEL and label == int(label):
+    if not (is_class(label) and label < classes):
+        if is_class(label):  # of another number of classes; what else is no class, is damage
             raise InputError(
                 f"record {record.key} of {records.path} has label {label:g}, which is no class of "
                 f"0 to {classes - 1}; give the number of classes with --classes, or pack the right "

@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from gluon_resnest import runtime
 from gluon_resnest.atomic import replacing
-from gluon_resnest.data.decoding import decode
+from gluon_resnest.data.decoding import check_header, decode
+from gluon_resnest.data.image_files import read_content
+from gluon_resnest.data.image_limits import JPEG, PNG
 from gluon_resnest.data.image_list import ImageList, ListedImage, list_images
 from gluon_resnest.data.recordio import (
     IMAGE_HEADER,
@@ -38,7 +40,7 @@ from gluon_resnest.errors import InputError
 DEFAULT_QUALITY = 95
 
 # What every reader of the format decodes, ImageRecordIter included, and how each file begins.
-_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "BMP": b"BM"}
+_SIGNATURES = {"JPEG": JPEG, "PNG": PNG, "BMP": b"BM"}
 
 
 @dataclass(frozen=True)
@@ -193,36 +195,29 @@ def _contents(
 
 def image_bytes(path: Path, options: PackOptions) -> bytes:
     """Bytes that a record of the image file at `path` holds: its own, or encoded anew."""
+    content = read_content(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read image {path}: {error.strerror}; see that it exists, or drop it from "
-            "the source"
-        ) from None
-    if options.resize is None and options.quality is None:
-        _check_format(content, path)
-        return content
-    try:
+        if options.resize is None and options.quality is None:
+            _check_format(content)
+            check_header(content)
+            return content
         image = decode(content)
+        shrunk = _shrink(image, options.resize)
+        if shrunk is image and options.quality is None:
+            _check_format(content)
+            return content
     except InputError as error:
         raise InputError(f"{path}: {error}; remove or replace it") from None
-    shrunk = _shrink(image, options.resize)
-    if shrunk is image and options.quality is None:
-        _check_format(content, path)
-        return content
     quality = options.quality or DEFAULT_QUALITY
     bgr = cv2.cvtColor(shrunk, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
-def _check_format(content: bytes, path: Path) -> None:
+def _check_format(content: bytes) -> None:
     if not content.startswith(tuple(_SIGNATURES.values())):
         raise InputError(
-            f"{path} ({len(content)} bytes) is not an image: it begins like none of "
-            f"{', '.join(_SIGNATURES)}; remove it, or re-encode other formats with "
-            f"--quality {DEFAULT_QUALITY}"
-        )
+            f"its {len(content):,} bytes are not an image that every reader of records knows "
+            f"({', '.join(_SIGNATURES)}); re-encode other formats with --quality {DEFAULT_QUALITY}")
 
 
 def _shrink(image: np.ndarray, short_side: int | None) -> np.ndarray:

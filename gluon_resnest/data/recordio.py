@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gluon_resnest.data.image_limits import MOST_BYTES
 from gluon_resnest.errors import InputError
 
 MAGIC = 0xCED7230A
@@ -33,6 +34,12 @@ PART_WHOLE, PART_FIRST, PART_MIDDLE, PART_LAST = range(4)
 PART_HEADER = struct.Struct("<II")
 IMAGE_HEADER = struct.Struct("<IfQQ")
 HEADERS = PART_HEADER.size + IMAGE_HEADER.size
+
+LARGEST_KEY = 10**18 - 1  # in 18 digits, which fit into int64; a damaged header may hold more
+# Of the class labels that are packed and taken for labels; what else a header holds is damage.
+LARGEST_LABEL = 999_999
+# Of a record's content: more than any image that is decoded, and the end of what parts add up to.
+_MOST_BYTES = MOST_BYTES + (1 << 20)
 
 REMEDY = "pack the images again with scripts/pack_records.py"
 
@@ -109,6 +116,8 @@ def read_record(descriptor: int, offset: int, guess: int) -> tuple[memoryview, i
         if kind not in (PART_MIDDLE, PART_LAST):
             raise Damage("is damaged: its last part is missing")
         parts.append(_part_content(descriptor, offset, chunk, length))
+        if sum(map(len, parts)) > _MOST_BYTES:
+            raise Damage("is damaged: its parts are longer than any image")
         offset += PART_HEADER.size + padded(length)
     return memoryview(MAGIC_BYTES.join(parts)), offset
 
@@ -162,6 +171,11 @@ def image_id(content: memoryview) -> int:
     if len(content) < IMAGE_HEADER.size:
         raise _too_short(len(content))
     return IMAGE_HEADER.unpack_from(content)[2]
+
+
+def is_class(label: float) -> bool:
+    """Whether a record's label can be that of a class."""
+    return 0 <= label <= LARGEST_LABEL and label == int(label)
 
 
 def parse_image(content: memoryview) -> tuple[float, memoryview]:

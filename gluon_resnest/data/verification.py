@@ -29,6 +29,7 @@ from gluon_resnest.data.recordio import (
     Damage,
     check_length,
     image_id,
+    is_class,
     open_file,
     parse_image,
     read_record,
@@ -233,7 +234,7 @@ class _Check:
         reasons = []
         if key is not None and key != image_id(content):
             reasons.append(f"has another key in its own header: {image_id(content)}")
-        if not (label >= 0 and float(label).is_integer()):
+        if not is_class(label):
             reasons.append(f"has label {label:g}, which is no class")
         elif self.classes is not None and label >= self.classes:
             reasons.append(f"has label {label:g}, which is no class of 0 to {self.classes - 1}")
