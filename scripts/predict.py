@@ -108,7 +108,8 @@ def write_csv(answers: Sequence[dict[str, Any]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
     for answer in answers:
-        image = printable(answer["image"])
+        # As it is, for whoever opens the file. Bytes that are no text cannot be written, though.
+        image = answer["image"].encode("utf-8", "backslashreplace").decode("utf-8")
         for rank, one in enumerate(answer["top"], start=1):
             writer.writerow([image, rank, one["class"], one["label"], one["probability"], ""])
         if "error" in answer:
