@@ -8,13 +8,15 @@ from typing import Any, Callable
 import numpy as np
 from tqdm import tqdm
 
+from gluon_resnest.errors import InputError
+
 Forward = Callable[[np.ndarray], np.ndarray]
 
 _BATCH = 8
 _OTHER_SIZE = 33  # pixels that the images of another size have more
 
 
-class DisagreementError(RuntimeError):
+class DisagreementError(InputError):
     """The exported files do not compute what the network computes."""
 
 
@@ -28,12 +30,15 @@ class Agreement:
         Number of images.
     largest_relative_difference
         Of two logits, over the largest logit of the network.
+    median_relative_difference
+        The same of half of the images: the median of each image's largest difference.
     top1_agreement
         Share of the images to which both give the same class.
     """
 
     images: int
     largest_relative_difference: float
+    median_relative_difference: float
     top1_agreement: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,6 +53,13 @@ def compare(network: Forward, exported: Forward, images: np.ndarray,
 
     The network is asked for whole batches, the exported files for some of other sizes, so that
     files that only take the batch they were written with do not pass.
+
+    Raises
+    ------
+    DisagreementError
+        The logits have other shapes.
+    InputError
+        The network's own logits are not finite.
     """
     size = images.shape[1] + _OTHER_SIZE
     larger = np.tile(images[:3], (1, 2, 2, 1))[:, :size, :size]
@@ -57,14 +69,18 @@ def compare(network: Forward, exported: Forward, images: np.ndarray,
     differences, largest, same = [], 0.0, 0
     for part in tqdm(parts, "comparing", unit="batch", leave=False, disable=None):
         expected, found = network(part), exported(part)
+        if not np.isfinite(expected).all():
+            raise InputError("the network's own logits are NaN or infinite: its weights are "
+                             "damaged, or its training diverged")
         if expected.shape != found.shape:
             raise DisagreementError(f"the exported files give {found.shape} for {part.shape}, the "
                                     f"network {expected.shape}; nothing was written")
-        differences.append(np.abs(expected - found).max())
+        differences.append(np.abs(expected - found).max(axis=1))
         largest = max(largest, float(np.abs(expected).max()))
         if part is not larger:
             same += int((expected.argmax(axis=1) == found.argmax(axis=1)).sum())
     # A network of zeros only agrees with another.
-    difference = float(np.max(differences)) / max(largest, np.finfo(np.float32).tiny)
-    return Agreement(len(images), difference if np.isfinite(difference) else float("inf"),
+    relative = np.concatenate(differences) / max(largest, np.finfo(np.float32).tiny)
+    relative = np.where(np.isfinite(relative), relative, np.inf)
+    return Agreement(len(images), float(relative.max()), float(np.median(relative)),
                      same / len(images))

@@ -23,6 +23,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock, nn
 
 from gluon_resnest.deploy.writer import Writer
+from gluon_resnest.errors import InputError
 from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD, SplitAttention
 from gluon_resnest.models.resnest import Bottleneck, ResNeSt
 
@@ -41,6 +42,7 @@ def write_network(writer: Writer, net: ResNeSt, x: Any) -> Any:
     -------
     The logits (N, classes), or of a network of features only a list of the four maps.
     """
+    check_initialized(net)
     conv1, bn1, _, conv2, bn2, _, conv3 = net.conv1._children.values()
     for place, (conv, norm) in enumerate(((conv1, bn1), (conv2, bn2), (conv3, net.bn1))):
         x = writer.relu(_convolution(writer, f"conv1_{place}", x, conv, norm))
@@ -54,6 +56,13 @@ def write_network(writer: Writer, net: ResNeSt, x: Any) -> Any:
         return maps
     return writer.dense("fc", writer.flatten(writer.mean(x)),
                         _value(net.fc.weight), _value(net.fc.bias))
+
+
+def check_initialized(net: HybridBlock) -> None:
+    """Refuse a network without weights, which MXNet answers with the name of one of them."""
+    if any(parameter._data is None for parameter in net.collect_params().values()):
+        raise InputError("the network has no weights yet: call net.initialize(), or load some with "
+                         "gluon_resnest.models.load_weights(net, FILE), before it is exported")
 
 
 def pixel_scale_and_offset() -> tuple[np.ndarray, np.ndarray]:
