@@ -4,6 +4,9 @@
 //
 // FOLDER is what `scripts/export_model.py --format symbol` (or int8) wrote. Its model.json says how
 // to prepare an image; this program does no more than that, and is meant to be copied and changed.
+// Wrong values in model.json and damaged files (SHA-256) are refused. That does not help against a
+// hostile symbol: MXNet follows whatever addresses it holds, so only give it what you exported
+// yourself, or what gluon_resnest's predict.py takes, which checks it.
 // The Makefile beside it builds it with the headers and the library of MXNet's Python package.
 // Images are decoded and resized by MXNet's own operators. What these decode otherwise than the
 // network's training did is refused: this program reads JPEG, PNG and BMP.
@@ -14,20 +17,18 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <numeric>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include <dmlc/json.h>
 #include <mxnet/c_api.h>
 #include <mxnet/c_predict_api.h>
 #include <nnvm/c_api.h>
-#include <sys/stat.h>
+
+#include "card.h"
 
 namespace {
 
@@ -46,90 +47,6 @@ void check(int code, const std::string& doing) {
   const auto line = reason.rfind('\n');
   throw std::runtime_error(doing + ": " +
                            (line == std::string::npos ? reason : reason.substr(line + 1)));
-}
-
-std::string read_file(const std::string& path) {
-  struct stat status;  // a named pipe would wait for its writer
-  if (stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
-    throw std::runtime_error(path + " is not a regular file");
-  }
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream content;
-  if (!file || !(content << file.rdbuf())) throw std::runtime_error(path + " cannot be read");
-  return content.str();
-}
-
-// ---- model.json ----
-
-// Every value of a JSON text by its path: {"input": {"shape": [7]}} gives "/input/shape/0" -> "7".
-using Leaves = std::map<std::string, std::string>;
-
-void read_leaves(dmlc::JSONReader& reader, std::istream& text, const std::string& path,
-                 Leaves* leaves) {
-  const int next = (text >> std::ws).peek();
-  if (next == '{') {
-    std::string key;
-    reader.BeginObject();
-    while (reader.NextObjectItem(&key)) read_leaves(reader, text, path + "/" + key, leaves);
-  } else if (next == '[') {
-    reader.BeginArray();
-    for (int i = 0; reader.NextArrayItem(); ++i) {
-      read_leaves(reader, text, path + "/" + std::to_string(i), leaves);
-    }
-  } else if (next == '"') {
-    reader.ReadString(&(*leaves)[path]);
-  } else {  // a number, true, false or null
-    std::string& value = (*leaves)[path];
-    while (text.peek() != EOF && !std::strchr(",]} \n\r\t", text.peek())) {
-      value += static_cast<char>(text.get());
-    }
-    if (value.empty()) throw std::runtime_error("no value at " + path);
-  }
-}
-
-struct Card {
-  std::vector<std::string> files, class_names;
-  std::string input;
-  bool pixels;  // or normalised floats
-  int size, shorter_side, longest_sides_ratio;
-  bool bicubic;
-  float mean[3], std[3];
-};
-
-Card read_card(const std::string& folder) {
-  const std::string path = folder + "/model.json";
-  std::istringstream text(read_file(path));
-  Leaves leaves;
-  try {
-    dmlc::JSONReader reader(&text);
-    read_leaves(reader, text, "", &leaves);
-    const auto number = [&](const std::string& key) { return std::stod(leaves.at(key)); };
-    Card card;
-    for (const auto& leaf : leaves) {
-      if (leaf.first.compare(0, 7, "/files/") == 0) card.files.push_back(leaf.first.substr(7));
-    }
-    for (int i = 0; i < number("/classes"); ++i) {
-      const auto name = leaves.find("/class_names/" + std::to_string(i));
-      card.class_names.push_back(
-          name == leaves.end() ? "class " + std::to_string(i) : name->second);
-    }
-    card.input = leaves.at("/input/name");
-    card.pixels = leaves.at("/input/dtype") == "uint8";
-    for (int i = 0; i < 3; ++i) {
-      card.mean[i] = number("/input/normalization/mean/" + std::to_string(i));
-      card.std[i] = number("/input/normalization/std/" + std::to_string(i));
-    }
-    card.size = number("/preprocessing/crop/size");
-    card.shorter_side = number("/preprocessing/resize/shorter_side");
-    card.longest_sides_ratio = number("/preprocessing/resize/longest_sides_ratio");
-    card.bicubic = leaves.at("/preprocessing/resize/interpolation") == "bicubic";
-    if (card.files.size() != 2) throw std::runtime_error("it does not describe a symbol");
-    std::sort(card.files.rbegin(), card.files.rend());  // NAME-symbol.json, NAME-0000.params
-    return card;
-  } catch (const std::exception& error) {
-    throw std::runtime_error(path + " is not the card of an exported symbol (" +
-                             std::string(error.what()).substr(0, 60) + ")");
-  }
 }
 
 // ---- images ----
@@ -351,8 +268,8 @@ Image prepare(const std::string& path, const Card& card) {
 class Network {
  public:
   Network(const std::string& folder, const Card& card) : card_(card) {
-    const std::string symbol = read_file(folder + "/" + card.files[0]);
-    const std::string parameters = read_file(folder + "/" + card.files[1]);
+    const std::string symbol = read_exported(folder, card, 0);
+    const std::string parameters = read_exported(folder, card, 1);
     const uint32_t size = card.size;
     const uint32_t bounds[] = {0, 4};
     const std::vector<uint32_t> shape = card.pixels ? std::vector<uint32_t>{1, size, size, 3}

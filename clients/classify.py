@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Label images with exported files and one runtime, without gluon_resnest.
 
-    python classify.py FOLDER IMAGE [IMAGE ...]
+    python classify.py [--trusted] FOLDER IMAGE [IMAGE ...]
 
 FOLDER is what scripts/export_model.py wrote. Its model.json says how to prepare an image; this
 program does no more than that, and is meant to be copied and changed. Needed are NumPy, Pillow,
@@ -11,8 +11,13 @@ OpenCV (opencv-python-headless), and
 * for `symbol` and `int8`: MXNet.
 
 Images are decoded as for training: docs/data.md of gluon_resnest says what each kind becomes.
+
+Wrong values in model.json and damaged files (SHA-256) are refused. That does not help against a
+hostile `symbol` or `int8`: MXNet follows whatever addresses it holds. Where gluon_resnest is
+installed, its check goes first; without it, say --trusted for what you exported yourself.
 """
 
+import hashlib
 import json
 import sys
 import warnings
@@ -83,6 +88,79 @@ def eight_bits(values):
     return (values >> (0 if largest < 256 else 4 if largest < 4096 else 8)).astype(np.uint8)
 
 
+def whole(value, low, high):
+    return type(value) is int and low <= value <= high
+
+
+def three(values, low, high):
+    return len(values) == 3 and all(type(value) in (int, float) and low <= value <= high
+                                    for value in values)
+
+
+# What each field of model.json must be; a key or type that is missing makes it wrong, too.
+FIELDS = {
+    "format": lambda card: card["format"] in ("symbol", "onnx", "int8", "onnx-int8"),
+    "files": lambda card: len(card["files"]) == (1 if "onnx" in card["format"] else 2) and all(
+        Path(name).name == name and not set(name) & set("/\\:\0") for name in card["files"]),
+    "classes": lambda card: whole(card["classes"], 1, 1 << 20),
+    "class_names": lambda card: card["class_names"] is None or (
+        isinstance(card["class_names"], list) and len(card["class_names"]) == card["classes"]
+        and all(isinstance(name, str) for name in card["class_names"])),
+    "input": lambda card: (card["input"]["dtype"], card["input"]["name"]) in (
+        ("float32", "data"), ("uint8", "pixels")) and card["input"]["color"] == "RGB",
+    "input.normalization": lambda card: (
+        three(card["input"]["normalization"]["mean"], 0, 1)
+        and three(card["input"]["normalization"]["std"], 0.01, 10)
+        and card["input"]["normalization"]["in_the_graph"] is (card["input"]["dtype"] == "uint8")),
+    "preprocessing.crop": lambda card: (
+        card["preprocessing"]["crop"]["where"] == "centre"
+        and whole(card["preprocessing"]["crop"]["size"], 32, 1 << 13)
+        and card["preprocessing"]["crop"]["size"] == card["input_size"]),
+    "input.shape": lambda card: card["input"]["shape"] == (
+        ["N", card["input_size"], card["input_size"], 3] if card["input"]["dtype"] == "uint8"
+        else ["N", 3, card["input_size"], card["input_size"]]),
+    "preprocessing.resize": lambda card: (
+        whole(card["preprocessing"]["resize"]["shorter_side"], card["input_size"], 1 << 18)
+        and whole(card["preprocessing"]["resize"]["longest_sides_ratio"], 1, 16)
+        and card["preprocessing"]["resize"]["interpolation"] in ("bilinear", "bicubic")),
+    "output": lambda card: (card["output"]["shape"] == ["N", card["classes"]]
+                            and card["output"]["values"] == "logits"),
+}
+
+
+def read_card(folder):
+    """model.json, checked."""
+    path = folder / "model.json"
+    try:
+        if (path.exists() and not path.is_file()) or path.stat().st_size > 4 << 20:
+            raise ValueError("it is no file, or larger than 4 MB")
+        card = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Problem(f"{path} cannot be read: {error}") from None
+    for field, is_right in FIELDS.items():
+        try:
+            right = is_right(card)
+        except (KeyError, TypeError, AttributeError):
+            right = False
+        if not right:
+            raise Problem(f"{path} lacks {field} or has a wrong value in it: export the model "
+                          "again")
+    return card
+
+
+def read_files(folder, card):
+    """Contents of the exported files, which must be those that were exported."""
+    contents = []
+    for name, digest in card["files"].items():
+        if not (folder / name).is_file():
+            raise Problem(f"{folder / name} is missing")
+        contents.append((folder / name).read_bytes())
+        if hashlib.sha256(contents[-1]).hexdigest() != digest:
+            raise Problem(f"{folder / name} is not the file that was exported: its SHA-256 is "
+                          "another")
+    return contents
+
+
 def prepare(path, card):
     """The crop (size, size, 3), uint8, RGB, that the network sees of an image file."""
     image = read(path)
@@ -119,21 +197,44 @@ def as_input(crops, card):
     return ((crops.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
 
 
-def load(folder, card):
+def load(folder, card, trusted):
     """A function from inputs to logits (N, classes)."""
-    files, name = [str(folder / file) for file in card["files"]], card["input"]["name"]
+    contents, name = read_files(folder, card), card["input"]["name"]
     if card["format"] in ("onnx", "onnx-int8"):
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(files[0], providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(contents[0], providers=["CPUExecutionProvider"])
+        except Exception as error:  # they have no common base
+            raise Problem(f"ONNX Runtime cannot load {folder}: {error}") from None
         return lambda inputs: session.run(None, {name: inputs})[0]
+    network = load_symbol([folder / file for file in card["files"]], card, trusted)
+    import mxnet as mx
+
+    network.hybridize(static_alloc=True, static_shape=True)
+    return lambda inputs: network(mx.nd.array(inputs, dtype=inputs.dtype)).asnumpy()
+
+
+def load_symbol(files, card, trusted):
+    """A network of MXNet, by the package's check or, if they are trusted, as the files are."""
+    if not trusted:
+        try:
+            from gluon_resnest.deploy.symbol import import_symbol
+        except ImportError:
+            raise Problem(f"{files[0]} could make MXNet do anything, and gluon_resnest, which "
+                          "checks it, is not installed: give --trusted if you exported it "
+                          "yourself, or take the format onnx") from None
+        try:
+            return import_symbol(*files, input_name=card["input"]["name"],
+                                 image_shape=tuple(card["input"]["shape"][1:]),
+                                 classes=card["classes"])
+        except ValueError as error:
+            raise Problem(error) from None
     import mxnet as mx
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it cannot tell the type of the input yet
-        network = mx.gluon.SymbolBlock.imports(files[0], [name], files[1])
-    network.hybridize(static_alloc=True, static_shape=True)
-    return lambda inputs: network(mx.nd.array(inputs, dtype=inputs.dtype)).asnumpy()
+        return mx.gluon.SymbolBlock.imports(str(files[0]), [card["input"]["name"]], str(files[1]))
 
 
 def probabilities(logits):
@@ -143,15 +244,13 @@ def probabilities(logits):
 
 
 def main():
-    if len(sys.argv) < 3:
-        raise Problem("usage: python classify.py FOLDER IMAGE [IMAGE ...]")
-    folder, paths = Path(sys.argv[1]), sys.argv[2:]
-    try:
-        card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Problem(f"{folder / 'model.json'} cannot be read: {error}") from None
+    words = [word for word in sys.argv[1:] if word != "--trusted"]
+    if len(words) < 2:
+        raise Problem("usage: python classify.py [--trusted] FOLDER IMAGE [IMAGE ...]")
+    folder, paths = Path(words[0]), words[1:]
+    card = read_card(folder)
     names = card["class_names"] or [f"class {number}" for number in range(card["classes"])]
-    network = load(folder, card)
+    network = load(folder, card, trusted="--trusted" in sys.argv)
     for start in range(0, len(paths), BATCH_SIZE):
         part = paths[start:start + BATCH_SIZE]
         found = probabilities(network(as_input([prepare(path, card) for path in part], card)))

@@ -94,7 +94,7 @@ def test_files_and_card(form, exported, weights):
 def test_logits_are_the_networks(form, shape, net, exported, rng):
     """Any batch; of a symbol any size."""
     if "onnx" in form and shape[1:3] != (64, 64):
-        with pytest.raises(Exception, match="Got: 97 Expected: 64"):
+        with pytest.raises(InputError, match="Got: 97 Expected: 64"):
             run_exported(exported / form)[1](np.zeros(shape, np.uint8))
         return
     pixels = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -273,11 +273,12 @@ FAULTS = {
                 r"model.json, the card .* cannot be read \(No such file"),
     "no JSON": ("onnx", lambda f: (f / "model.json").write_text("{"), "cannot be read"),
     "deep JSON": ("onnx", lambda f: (f / "model.json").write_text("[" * 100_000), "cannot be read"),
-    "a list": ("onnx", lambda f: (f / "model.json").write_text("[]"), "cannot be read"),
+    "a list": ("onnx", lambda f: (f / "model.json").write_text("[]"),
+               "model.json holds a list of 0 instead of an object: export"),
     "empty card": ("symbol", lambda f: (f / "model.json").write_text("{}"),
-                   "model.json lacks model, format, .*export the model again"),
+                   "model.json lacks model, which must be a model's name: export the model again"),
     "another format": ("onnx", lambda f: changed(f, format="tflite"), "has the format 'tflite'"),
-    "a file elsewhere": ("onnx", lambda f: changed(f, files={"../other.onnx": "0"}),
+    "a file elsewhere": ("onnx", lambda f: changed(f, files={"../other.onnx": "0" * 64}),
                          "names the file '../other.onnx', which is not beside it"),
     "a missing file": ("symbol", lambda f: (f / "resnest14-0000.params").unlink(),
                        "resnest14-0000.params is missing"),
@@ -288,9 +289,10 @@ FAULTS = {
     "an empty ONNX": ("onnx", lambda f: ((f / "resnest14.onnx").write_bytes(b""),
                                          without_digest(f)), "ONNX Runtime cannot load"),
     "broken symbol": ("symbol", lambda f: ((f / "resnest14-symbol.json").write_text("{"),
-                                           without_digest(f)), "cannot be loaded together"),
+                                           without_digest(f)),
+                      r"symbol.json is not a symbol of this package .*\(it is not JSON"),
     "cut parameters": ("symbol", lambda f: (cut(f / "resnest14-0000.params"), without_digest(f)),
-                       "cannot be loaded together"),
+                       "0000.params is not a .params file .*ends within"),
 }
 
 
@@ -313,7 +315,7 @@ def test_parameters_of_another_model(exported, tmp_path):
     with pytest.raises(InputError, match="is not the file that was exported"):
         load_classifier(str(folder))
     without_digest(folder)
-    with pytest.raises(InputError, match="cannot be loaded together"):
+    with pytest.raises(InputError, match="not of an exported symbol: it holds 'conv1"):
         load_classifier(str(folder))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,16 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnest import __version__
-from gluon_resnest.data.crops import LARGEST_BILINEAR_SIZE
-from gluon_resnest.data.transforms import LONGEST_SIDES_RATIO
 from gluon_resnest.deploy.agreement import Agreement, DisagreementError, compare
-from gluon_resnest.deploy.card import read_card, refuse_other_exports, sha256, write_card
+from gluon_resnest.deploy.card import (
+    describe_input,
+    describe_preprocessing,
+    read_card,
+    refuse_other_exports,
+    sha256,
+    write_card,
+)
 from gluon_resnest.deploy.graph import check_initialized
-from gluon_resnest.deploy.mxnet_graph import INPUT_NAME, PIXELS_NAME
 from gluon_resnest.deploy.onnx_file import normalized, onnx_runner, write_int8_onnx, write_onnx
 from gluon_resnest.deploy.rounding import ROUNDING_MULTIPLE, rounding_of
 from gluon_resnest.deploy.symbol import (
@@ -27,7 +30,6 @@ from gluon_resnest.deploy.symbol import (
     write_symbol,
 )
 from gluon_resnest.errors import InputError
-from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD
 from gluon_resnest.models.resnest import ResNeSt
 
 
@@ -201,31 +203,19 @@ def run_exported(
         Something is missing, damaged or of another export.
     """
     card, folder = read_card(Path(path))
-    kind = FORMATS.get(card["format"])
-    if kind is None:
-        raise InputError(f"{folder} has the format '{card['format']}', which this version does "
-                         f"not know: it knows {', '.join(FORMATS)}")
+    kind, given = FORMATS[card["format"]], card["input"]
     files = [folder / name for name in card["files"]]
-    pixels = card["input"].get("dtype") == "uint8"
+    pixels, image_shape = given["dtype"] == "uint8", tuple(given["shape"][1:])
     if kind.runtime == "mxnet":
-        if len(files) != 2:
-            raise InputError(f"{folder} lacks a symbol or its parameters: export the model again")
-        return card, symbol_runner(*files, PIXELS_NAME if pixels else INPUT_NAME, pixels, ctx,
-                                   fused=kind.tolerance is not None)
-    return card, onnx_runner(files[0], pixels)
+        return card, symbol_runner(*files, given["name"], pixels, ctx,
+                                   fused=kind.tolerance is not None, image_shape=image_shape,
+                                   classes=card["classes"])
+    return card, onnx_runner(files[0], pixels, image_shape, card["classes"])
 
 
 def _card(net: ResNeSt, description: Description, form: str, graph: str, pixels: bool,
           files: list[Path]) -> dict[str, Any]:
     size, classes = description.input_size, net.fc.weight.shape[0]
-    normalization = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD,
-                     "formula": "(pixel / 255 - mean) / std"}
-    if pixels:
-        given = {"name": PIXELS_NAME, "dtype": "uint8", "shape": ["N", size, size, 3],
-                 "color": "RGB", "normalization": {**normalization, "in_the_graph": True}}
-    else:
-        given = {"name": INPUT_NAME, "dtype": "float32", "shape": ["N", 3, size, size],
-                 "color": "RGB", "normalization": {**normalization, "in_the_graph": False}}
     source = description.source
     return {
         "model": description.name,
@@ -236,23 +226,11 @@ def _card(net: ResNeSt, description: Description, form: str, graph: str, pixels:
         "class_names": description.class_names,
         "input_size": size,
         "crop_ratio": description.crop_ratio,
-        "preprocessing": _preprocessing(size, description.crop_ratio),
-        "input": {**given, "any_size": FORMATS[form].runtime == "mxnet"},
+        "preprocessing": describe_preprocessing(size, description.crop_ratio),
+        "input": describe_input(size, pixels, FORMATS[form].runtime == "mxnet"),
         "output": {"dtype": "float32", "shape": ["N", classes], "values": "logits"},
         "weights": source and {"file": Path(source).name, "sha256": sha256(source)},
         "written_by": f"gluon_resnest {__version__}, mxnet {mx.__version__}",
-    }
-
-
-def _preprocessing(size: int, crop_ratio: float) -> dict[str, Any]:
-    """What a client does with a photograph before the graph."""
-    return {
-        "orientation": "as its EXIF data says",
-        "resize": {"longest_sides_ratio": LONGEST_SIDES_RATIO,  # longer: the ends are cut off
-                   "shorter_side": math.ceil(round(size / crop_ratio, 6)),
-                   "interpolation": "bilinear" if size <= LARGEST_BILINEAR_SIZE else "bicubic",
-                   "antialias": "area averages from a reduction by 2 on (bilinear)"},
-        "crop": {"where": "centre", "size": size},
     }
 
 

@@ -49,13 +49,22 @@ def save_onnx(model: Any, prefix: Path) -> list[Path]:
     return [file]
 
 
-def onnx_runner(file: Path, pixels: bool) -> Callable[[np.ndarray], np.ndarray]:
+def onnx_runner(file: Path, pixels: bool, image_shape: tuple[int, ...],
+                classes: int) -> Callable[[np.ndarray], np.ndarray]:
     """From pixels (N, H, W, 3) uint8 to logits (N, classes), by ONNX Runtime on the CPU.
+
+    Parameters
+    ----------
+    pixels
+        Whether the file takes them, instead of normalised images.
+    image_shape, classes
+        Of its input without N, and of its output, as ``model.json`` says; a file that says
+        otherwise is refused.
 
     Raises
     ------
     InputError
-        ONNX Runtime is not installed, or cannot read the file.
+        ONNX Runtime is not installed, or cannot read the file; or, later, cannot run it.
     """
     try:
         import onnxruntime
@@ -65,18 +74,34 @@ def onnx_runner(file: Path, pixels: bool) -> Callable[[np.ndarray], np.ndarray]:
     options.intra_op_num_threads = runtime.thread_count()
     options.log_severity_level = 3  # errors; they are raised as well
     try:
-        session = onnxruntime.InferenceSession(str(file), options,
+        # By its content: given a path, it would open further files that a model can name.
+        session = onnxruntime.InferenceSession(file.read_bytes(), options,
                                                providers=["CPUExecutionProvider"])
-        (given,) = session.get_inputs()
     except Exception as error:  # ONNX Runtime's own have no common base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise InputError(f"ONNX Runtime cannot load {file} ({reason}): export the model "
+        raise InputError(f"ONNX Runtime cannot load {file} ({_reason(error)}): export the model "
                          "again") from None
+    found = [(one.type, list(one.shape)[1:]) for one in (*session.get_inputs(),
+                                                         *session.get_outputs())]
+    expected = [("tensor(uint8)" if pixels else "tensor(float)", list(image_shape)),
+                ("tensor(float)", [classes])]
+    if found != expected:
+        raise InputError(f"{file} takes and gives {found}, where model.json says {expected}: take "
+                         "both files from one export")
+    name = session.get_inputs()[0].name
 
     def forward(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {given.name: images if pixels else normalized(images)})[0]
+        given = images if pixels else normalized(images)
+        try:
+            return session.run(None, {name: given})[0]
+        except Exception as error:
+            raise InputError(f"ONNX Runtime cannot run {file} on {given.shape} "
+                             f"({_reason(error)})") from None
 
     return forward
+
+
+def _reason(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:300]
 
 
 def normalized(pixels: np.ndarray) -> np.ndarray:

@@ -11,7 +11,18 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import SymbolBlock
 
-from gluon_resnest.deploy.mxnet_graph import INPUT_NAME, deployment_graph, from_pixels, fuse
+from gluon_resnest.checkpoints.array_file import read_arrays
+from gluon_resnest.deploy.mxnet_graph import (
+    INPUT_NAME,
+    PIXELS_NAME,
+    deployment_graph,
+    from_pixels,
+    fuse,
+)
+from gluon_resnest.deploy.strict_json import RefusedError, shown
+from gluon_resnest.deploy.symbol_check import check_graph
+from gluon_resnest.deploy.symbol_json import Graph, read_graph
+from gluon_resnest.deploy.symbol_operators import FLOAT, UINT8, Value
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize, portable_operators, without_dropblock
 from gluon_resnest.models.resnest import ResNeSt
@@ -19,6 +30,7 @@ from gluon_resnest.models.resnest import ResNeSt
 SYMBOL_SUFFIX, PARAMS_SUFFIX = "-symbol.json", "-0000.params"
 GRAPHS = ("deployed", "plain")
 _LEAST_SIZE = 32  # of an image that a graph is traced with
+_OTHER_SIZE = 33  # pixels more, that a graph is checked with
 
 
 def write_symbol(net: ResNeSt, prefix: Path, graph: str = "deployed",
@@ -76,38 +88,95 @@ def _files(prefix: Path) -> list[Path]:
 
 
 def import_symbol(
-    symbol: Path, params: Path, ctx: mx.Context | None = None, input_name: str = INPUT_NAME
+    symbol: Path, params: Path, ctx: mx.Context | None = None, input_name: str = INPUT_NAME,
+    image_shape: tuple[int, int, int] | None = None, classes: int | None = None,
 ) -> SymbolBlock:
-    """The network in a pair of exported files.
+    """The network in a pair of exported files, which may be a stranger's.
+
+    MXNet's own parser, which follows whatever a file says, is given only what
+    :mod:`~.symbol_check` lets pass.
+
+    Parameters
+    ----------
+    image_shape
+        Of the input without N: (C, H, W), or of ``pixels`` (H, W, 3). By default of 32 RGB pixels
+        a side.
+    classes
+        Outputs that the network must have; None for any.
 
     Raises
     ------
     InputError
-        If a file is missing, or the two cannot be read together.
+        If a file is missing, is not as this package writes it, or the two do not fit.
     """
     for path in (symbol, params):
         if not Path(path).is_file():
             raise InputError(f"{path} is missing: scripts/export_model.py writes it")
+    pixels = input_name == PIXELS_NAME
+    default = (_LEAST_SIZE, _LEAST_SIZE, 3) if pixels else (3, _LEAST_SIZE, _LEAST_SIZE)
+    arrays = _arrays(params)
+    shapes = {name: array.shape for name, array in arrays.items()}
     try:
-        with warnings.catch_warnings():
-            # It looks for operators of MXNet's NumPy interface, which these graphs never use.
-            warnings.simplefilter("ignore")
-            net = SymbolBlock.imports(str(symbol), [input_name], str(params), ctx=ctx or mx.cpu())
-    except (mx.MXNetError, AssertionError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise InputError(f"{symbol} and {params} cannot be loaded together ({reason})") from None
+        graph = read_graph(symbol)
+        # Twice, as it must take any number of images of any size.
+        for batch, more in ((2, _OTHER_SIZE), (1, 0)):
+            image = _image(image_shape or default, pixels, batch, more)
+            checked, outputs = check_graph(graph, input_name, image, shapes)
+            if classes is not None and outputs != [(batch, classes)]:
+                raise RefusedError(f"it gives {outputs} for {image.shape}, where {classes} "
+                                   "classes are expected")
+    except RefusedError as error:
+        raise InputError(f"{symbol} is not a symbol of this package and of {params} ({error}): "
+                         "take both files from one export, and from a source that you trust"
+                         ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {symbol}: {error.strerror or error}") from None
+    return _block(checked, input_name, arrays, ctx or mx.cpu())
+
+
+def _image(shape: tuple[int, int, int], pixels: bool, batch: int, more: int) -> Value:
+    """Images of one shape (C, H, W) or (H, W, 3), `more` pixels a side larger."""
+    if pixels:
+        height, width, channels = shape
+        return Value((batch, height + more, width + more, channels), UINT8)
+    channels, height, width = shape
+    return Value((batch, channels, height + more, width + more), FLOAT)
+
+
+def _arrays(params: Path) -> dict[str, np.ndarray]:
+    """The float32 arrays of an exported ``.params`` file, without the kinds in their names."""
+    arrays: dict[str, np.ndarray] = {}
+    for full_name, array in read_arrays(params).items():
+        kind, _, name = full_name.partition(":")
+        if kind not in ("arg", "aux") or name in arrays or array.dtype != np.float32:
+            raise InputError(f"{params} is not of an exported symbol: it holds "
+                             f"{shown(full_name)}, of {array.dtype}; export the model again")
+        arrays[name] = array
+    return arrays
+
+
+def _block(graph: Graph, input_name: str, arrays: Mapping[str, np.ndarray],
+           ctx: mx.Context) -> SymbolBlock:
+    with warnings.catch_warnings():
+        # It looks for operators of MXNet's NumPy interface, which these graphs never use.
+        warnings.simplefilter("ignore")
+        net = SymbolBlock(mx.sym.load_json(graph.text()), [mx.sym.var(input_name)])
+    for name, parameter in net.collect_params().items():
+        parameter._load_init(mx.nd.array(arrays[name], dtype=np.float32), ctx)
     return net
 
 
 def symbol_runner(
     symbol: Path, params: Path, input_name: str, pixels: bool, ctx: mx.Context | None = None,
-    fused: bool = True,
+    fused: bool = True, image_shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """From pixels (N, H, W, 3) uint8 to logits (N, classes), by exported files.
 
-    `fused`: with operators joined for this process, unless the file has such already.
+    `fused`: with operators joined for this process, unless the file has such already; the others
+    as :func:`import_symbol`'s.
     """
-    net = import_symbol(symbol, params, ctx, input_name)
+    net = import_symbol(symbol, params, ctx, input_name, image_shape, classes)
     if fused:
         fuse(net)
     else:
