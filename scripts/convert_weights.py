@@ -13,7 +13,13 @@ from pathlib import Path
 from gluon_resnest import command_line
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import get_model
-from gluon_resnest.models.weights import classes_in, match_arrays, read_params, save_arrays
+from gluon_resnest.models.weights import (
+    classes_in,
+    input_channels_in,
+    match_arrays,
+    read_params,
+    save_arrays,
+)
 
 EXAMPLES = """
   python scripts/convert_weights.py resnest50-528c19ca.pth resnest50.params --model resnest50
@@ -41,7 +47,8 @@ def main() -> None:
                          "--to pytorch")
 
     arrays = read_params(args.input)
-    net = get_model(args.model, classes=args.classes or classes_in(arrays, args.input))
+    net = get_model(args.model, classes=args.classes or classes_in(arrays, args.input),
+                    in_channels=input_channels_in(arrays, args.input))
     matched = match_arrays(net, arrays, args.input)
     save_arrays(matched, args.output, layout)
     values = sum(array.size for array in matched.values())

@@ -131,12 +131,16 @@ def export(
     DisagreementError
         An InputError: the files, read back, compute something else; nothing is left behind then.
     InputError
-        The folder cannot be written to or holds another export, or the network has no weights or
-        no such form.
+        The folder cannot be written to or holds another export, or the network has no weights, no
+        such form, or is not for RGB images.
     """
     directory = Path(directory)
     kind = FORMATS[form]
     check_initialized(net)
+    if net.variant.in_channels != 3:
+        raise InputError(f"{net.variant.name} takes images of {net.variant.in_channels} channels, "
+                         "and exported files are for RGB photographs: write MXNet's files with "
+                         "net.export(PATH)")
     refuse_other_exports(directory, description.name, form)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -143,8 +143,10 @@ _ROWS = (
 VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
 
 
-# Fields that published weights do not fit any more once they are changed.
-_IN_WEIGHTS = {"layers", "radix", "cardinality", "width", "stem_width", "in_channels"}
+# Fields that published weights do not fit any more once they are changed; those of RGB images can
+# be adapted to others, but then the published accuracy is not theirs.
+_IN_WEIGHTS = {"layers", "radix", "cardinality", "width", "stem_width"}
+_IN_ACCURACY = {*_IN_WEIGHTS, "in_channels"}
 _NAME = re.compile(r"resnest(\d+)(_fast)?(?:_(\d+)s(\d+)x(\d+)d)?")
 
 
@@ -172,8 +174,11 @@ def find_variant(name: str, **overrides: Any) -> Variant:
             f"unknown keyword {', '.join(unknown)} for model {name}; "
             f"known: {', '.join(sorted(known))}"
         )
-    if _IN_WEIGHTS & set(overrides):
-        overrides = {"sha1": None, "published_top1": None, **overrides}
+    changed = {field for field, value in overrides.items() if value != getattr(variant, field)}
+    if changed & _IN_WEIGHTS:
+        overrides = {"sha1": None, **overrides}
+    if changed & _IN_ACCURACY:
+        overrides = {"published_top1": None, **overrides}
     return replace(variant, **overrides)
 
 

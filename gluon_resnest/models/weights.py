@@ -13,13 +13,20 @@ from mxnet.gluon import HybridBlock
 from gluon_resnest.atomic import replacing
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import torch_weights
+from gluon_resnest.models.input_channels import (
+    INPUT_WEIGHT,
+    adapt_input_weight,
+    check_adaptable,
+    held_channels,
+)
 from gluon_resnest.models.resnest import kaiming
 
 # First bytes of MXNet's files of arrays.
 _PARAMS_START = (0x112).to_bytes(8, "little")
 _CLASSIFIER = ("fc.weight", "fc.bias")
-# Of the names in symbols, which count the layers of a kind instead of naming their attributes.
+# Names in symbols, which count the layers of a kind instead of naming their attributes.
 _FLAT_CLASSIFIER = ("dense0_weight", "dense0_bias")
+_FLAT_INPUT = "conv0_weight"
 
 
 def load_weights(
@@ -27,6 +34,7 @@ def load_weights(
     path: str | Path,
     ctx: mx.Context | list[mx.Context] | None = None,
     reset_classifier: bool = False,
+    adapt_input: bool = False,
 ) -> None:
     """Load the weights of this network from a file of any known format.
 
@@ -46,6 +54,9 @@ def load_weights(
     reset_classifier
         Take all weights but the classifier's, whatever shape that has in the file, and initialise
         the classifier of `net`, if it has one, afresh.
+    adapt_input
+        Take weights for RGB images where `net` takes another number of channels, by the rule of
+        :func:`~gluon_resnest.models.input_channels.adapt_input_weight`; the log says so.
 
     Raises
     ------
@@ -53,7 +64,7 @@ def load_weights(
         If the file is missing or damaged, or holds other names or shapes than `net`, or values
         that are not finite.
     """
-    load_arrays(net, read_params(path), path, ctx, reset_classifier)
+    load_arrays(net, read_params(path), path, ctx, reset_classifier, adapt_input)
 
 
 def load_arrays(
@@ -62,9 +73,10 @@ def load_arrays(
     origin: str | Path,
     ctx: mx.Context | list[mx.Context] | None = None,
     reset_classifier: bool = False,
+    adapt_input: bool = False,
 ) -> None:
     """:func:`load_weights` of arrays that are in memory already; `origin` is for errors."""
-    matched = match_arrays(net, arrays, origin, reset_classifier)
+    matched = match_arrays(net, arrays, origin, reset_classifier, adapt_input)
     parameters = net._collect_params_with_prefix()
     for key, array in matched.items():
         parameters[key]._load_init(mx.nd.array(array, dtype=array.dtype), ctx, cast_dtype=True)
@@ -80,12 +92,13 @@ def match_arrays(
     arrays: Mapping[str, np.ndarray],
     origin: str | Path,
     reset_classifier: bool = False,
+    adapt_input: bool = False,
 ) -> dict[str, np.ndarray]:
     """Arrays of a file under Gluon's keys, each of the file's and the network's used once.
 
     Parameters
     ----------
-    net, arrays, origin, reset_classifier
+    net, arrays, origin, reset_classifier, adapt_input
         As for :func:`load_arrays`; `arrays` under the file's own names.
 
     Returns
@@ -104,8 +117,12 @@ def match_arrays(
         dropped = {*_CLASSIFIER, *(_flat_prefix(arrays) + name for name in _FLAT_CLASSIFIER)}
         names = {key: name for key, name in names.items() if name not in dropped}
         arrays = {name: array for name, array in arrays.items() if name not in dropped}
-    _compare(origin, {name: tuple(array.shape) for name, array in arrays.items()},
-             {name: expected[key].shape for key, name in names.items()})
+    found = {name: tuple(array.shape) for name, array in arrays.items()}
+    wanted = {name: expected[key].shape for key, name in names.items()}
+    channels, at_input = expected[INPUT_WEIGHT].shape[1], names[INPUT_WEIGHT]
+    held = held_channels(found.get(at_input, ()), wanted[at_input])
+    # A file of another model is called that, whatever its channels.
+    _compare(origin, found, wanted if held is None else {**wanted, at_input: found[at_input]})
     matched = {}
     for key, name in names.items():
         with np.errstate(over="ignore"):  # of a float64: it becomes infinite and is refused
@@ -113,6 +130,9 @@ def match_arrays(
         if not np.isfinite(matched[key]).all():
             raise InputError(
                 f"{origin} is damaged: {name} holds values that are no finite numbers")
+    if held != channels:
+        check_adaptable(origin, held, channels, adapt_input)
+        matched[INPUT_WEIGHT] = adapt_input_weight(matched[INPUT_WEIGHT], channels)
     return matched
 
 
@@ -160,6 +180,14 @@ def classes_in(arrays: Mapping[str, np.ndarray], path: str | Path) -> int:
         if name in arrays and arrays[name].ndim == 2:
             return arrays[name].shape[0]
     raise InputError(f"{path} has no classifier weights fc.weight: not a network of this kind")
+
+
+def input_channels_in(arrays: Mapping[str, np.ndarray], path: str | Path) -> int:
+    """Channels of the images that these weights are for, as a file names them."""
+    for name in (INPUT_WEIGHT, _flat_prefix(arrays) + _FLAT_INPUT):
+        if name in arrays and arrays[name].ndim == 4:
+            return arrays[name].shape[1]
+    raise InputError(f"{path} has no weights {INPUT_WEIGHT} of a stem: not a network of this kind")
 
 
 def save_weights(net: HybridBlock, path: str | Path) -> None:

@@ -41,7 +41,9 @@ def get_model(
         ``True``: the published ImageNet weights, from `root` or, if they are not there, from the
         model store. A path: the weights in that file. ``False``: no weights; call
         ``net.initialize()``. Where the weights have another number of classes than `classes`,
-        the classifier starts afresh and all else is loaded.
+        the classifier starts afresh and all else is loaded. Weights for RGB images fit any
+        ``in_channels``: :func:`~gluon_resnest.models.input_channels.adapt_input_weight` has the
+        rule, and the log says so.
     classes
         Outputs of the classifier.
     ctx
@@ -81,5 +83,6 @@ def get_model(
         arrays = read_params(path)
         # Fine-tuning and features want the rest of the network, whatever was classified before.
         other_classifier = net.features_only or classes_in(arrays, path) != classes
-        load_arrays(net, arrays, path, ctx or mx.cpu(), reset_classifier=other_classifier)
+        load_arrays(net, arrays, path, ctx or mx.cpu(), reset_classifier=other_classifier,
+                    adapt_input=True)
     return net

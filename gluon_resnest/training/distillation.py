@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mxnet as mx
 from mxnet.gluon import HybridBlock, loss
 
-from gluon_resnest.models import get_model
+from gluon_resnest.errors import InputError
+from gluon_resnest.models import find_variant, get_model
+from gluon_resnest.models.store import published_weights
+from gluon_resnest.models.weights import classes_in, load_arrays, read_params
 
 
 class DistillationLoss(HybridBlock):
@@ -58,8 +62,21 @@ def teacher_network(
         Number of classes of the run.
     ctx
         Where it computes.
+
+    Raises
+    ------
+    InputError
+        For weights that are not exactly of this network: a classifier that starts afresh, say,
+        has nothing to teach.
     """
-    teacher = get_model(name, pretrained=params or True, classes=classes, ctx=ctx)
+    path = Path(params) if params else published_weights(find_variant(name))
+    arrays = read_params(path)
+    known = classes_in(arrays, path)
+    if known != classes:
+        raise InputError(f"the teacher's weights {path} know {known} classes, the run has "
+                         f"{classes}: give --teacher-params with weights trained on the run's")
+    teacher = get_model(name, classes=classes)
+    load_arrays(teacher, arrays, path, ctx)  # not by get_model, which would adapt them
     teacher.collect_params().setattr("grad_req", "null")
     teacher.hybridize(static_alloc=True)
     return teacher

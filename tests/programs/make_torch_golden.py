@@ -18,6 +18,7 @@ import gzip
 import importlib
 import json
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -113,6 +114,24 @@ def write_tiny_files() -> None:
         .numpy() for name, value in state.items() if "tracked" not in name})
 
 
+def write_other_channels() -> None:
+    """What timm makes of RGB weights for other numbers of channels, by its own loading."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.pth"
+        rgb = timm_network("resnest14")
+        state = random_state(shapes_of(rgb))
+        torch.save({name: torch.from_numpy(value) for name, value in state.items()}, path)
+        for channels in (1, 2, 4, 7):
+            network = timm.create_model(
+                "resnest14d", pretrained=True, in_chans=channels,
+                pretrained_cfg_overlay={"file": str(path)}).eval()
+            found[f"weight{channels}"] = network.conv1[0].weight.detach().numpy()
+            with torch.inference_mode():
+                found[f"logits{channels}"] = network(torch.from_numpy(images(channels))).numpy()
+    np.savez_compressed(DATA / "torch_channels.npz", **found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--resnest-repository", type=Path)
@@ -120,6 +139,7 @@ def main() -> None:
     authors = authors_networks(folder) if folder else {}
     DATA.mkdir(exist_ok=True)
     write_tiny_files()
+    write_other_channels()
     shapes, logits = {}, {}
     for name in NETWORKS:
         network = timm_network(name)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 # Batch of two, one side odd at every stage and the other even at most.
-IMAGE_SHAPE = (2, 3, 65, 96)
+BATCH, HEIGHT, WIDTH = 2, 65, 96
 
 
 def uniform(name: str, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
@@ -28,9 +28,9 @@ def uniform(name: str, shape: tuple[int, ...], low: float, high: float) -> np.nd
     return numbers.reshape(shape)
 
 
-def images() -> np.ndarray:
-    """Input (2, 3, 65, 96)."""
-    return uniform("images", IMAGE_SHAPE, -2, 2)
+def images(channels: int = 3) -> np.ndarray:
+    """Input (2, channels, 65, 96)."""
+    return uniform("images", (BATCH, channels, HEIGHT, WIDTH), -2, 2)
 
 
 def random_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
