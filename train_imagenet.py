@@ -8,7 +8,7 @@ import json
 import sys
 
 from gluon_resnest import command_line, runtime
-from gluon_resnest.data.class_names import check_classes
+from gluon_resnest.data.class_names import check_classes, check_several_classes
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.errors import InputError
 from gluon_resnest.evaluation import Result
@@ -48,6 +48,7 @@ def train_images_and_classes(args: argparse.Namespace) -> tuple[int, int]:
     images, classes = IMAGENET_TRAIN_IMAGES, 1000
     if args.rec_train is not None:
         with RecordFile(args.rec_train, args.rec_train_idx) as records:
+            check_several_classes(records)
             images, classes = len(records), len(records.class_names or ()) or classes
             check_classes(records, args.classes or classes)
     return images, args.classes or classes

@@ -55,6 +55,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-shuffle", action="store_true",
                         help="keep the source's order; for validation files only, since a worker "
                              "trains on one contiguous part of the file")
+    parser.add_argument("--classes-of", type=Path, metavar="TRAIN.rec",
+                        help="give the classes the labels that they have in this file: for a "
+                             "validation set that lacks some of them")
+    parser.add_argument("--folders-are-classes", action="store_true",
+                        help="take folders called train, val and so on for classes")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     group = parser.add_argument_group("verifying, instead of packing")
     group.add_argument("--verify", type=Path, metavar="FILE.rec",
@@ -94,6 +99,8 @@ def pack_files(args: argparse.Namespace) -> None:
         seed=args.seed,
         shuffle=not args.no_shuffle,
         overwrite=args.overwrite,
+        classes_of=args.classes_of,
+        folders_are_classes=args.folders_are_classes,
     )
     packed = pack(args.source, args.prefix, options, args.root)
     classes = f" of {len(packed.class_names):,} classes" if packed.class_names else ""

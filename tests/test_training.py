@@ -173,7 +173,7 @@ def bad_inputs(folder: Path, digits: Path) -> dict:
                              "argument --data-nthreads"),
         "negative step": ((*train, "--dry-run", "--lr-at=-5"), "--lr-at '-5' must be steps"),
         "other classes": ((*train, *data, "--rec-val", folder / "renamed.rec"),
-                          "label 1 of"),
+                          "has 'one', which the network does not know and lacks 'digit1'"),
         "save dir is a file": ((*train, *data, "--save-dir", weights, "--input-size", 32),
                                "cannot write"),
         "class count": ((*train, *data, "--classes", 7), "4 classes by its class list"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from gluon_resnest import runtime
 from gluon_resnest.data.bad_records import DEFAULT_SHARE, BadRecords
-from gluon_resnest.data.class_names import check_classes
+from gluon_resnest.data.class_names import check_classes, check_evaluated_classes
 from gluon_resnest.data.decoding import decode
 from gluon_resnest.data.draws import REPLACEMENT_STREAM, below, sample_generator
 from gluon_resnest.data.index import named_gaps
@@ -194,7 +194,7 @@ class EvaluationLoader:
         skip_bad_records: bool = False,
         patience: float = DEFAULT_PATIENCE,
     ) -> None:
-        check_classes(records, classes)
+        check_evaluated_classes(records, classes)
         if records.gaps and not skip_bad_records:
             raise InputError(
                 f"{named_gaps(records.gaps)} of {records.path}, which has no index, may hold "
@@ -261,8 +261,8 @@ def _image_and_label(
         if is_class(label):  # of another number of classes; what else is no class, is damage
             raise InputError(
                 f"record {record.key} of {records.path} has label {label:g}, which is no class of "
-                f"0 to {classes - 1}; give the number of classes with --classes, or pack the right "
-                "labels")
+                f"0 to {classes - 1}; pack the right labels, or give the number of classes with "
+                "--classes if there is no class list")
         raise records.bad(position, f"has label {label:g}, which is no class")
     try:
         return decode(record.payload), int(label)

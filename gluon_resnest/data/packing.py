@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from gluon_resnest import runtime
 from gluon_resnest.atomic import replacing
+from gluon_resnest.data.class_folders import refuse_parts, with_classes_of
 from gluon_resnest.data.decoding import check_header, decode
 from gluon_resnest.data.image_files import read_content
 from gluon_resnest.data.image_limits import JPEG, PNG
@@ -62,6 +63,10 @@ class PackOptions:
         False keeps the order of the source.
     overwrite
         Replace files that exist.
+    classes_of
+        Record file whose classes give the labels; some of them may have no images here.
+    folders_are_classes
+        Folders that are called as the parts of a data set (`train`, `val`) are classes.
     """
 
     resize: int | None = None
@@ -70,6 +75,8 @@ class PackOptions:
     seed: int = 0
     shuffle: bool = True
     overwrite: bool = False
+    classes_of: Path | None = None
+    folders_are_classes: bool = False
 
     def __post_init__(self) -> None:
         if self.resize is not None and self.resize < 1:
@@ -121,6 +128,10 @@ def pack(
     paths = {ending: Path(f"{prefix}.{ending}") for ending in ("rec", "idx", "lst", "classes.txt")}
     _refuse_existing(Path(source), paths, options.overwrite)
     listed = list_images(source, root)
+    if Path(source).is_dir() and not options.folders_are_classes:
+        refuse_parts(source, listed)
+    if options.classes_of is not None:
+        listed = with_classes_of(listed, options.classes_of)
     _make_folder(paths["rec"].parent)
     images = listed.images
     if options.shuffle:
