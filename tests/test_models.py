@@ -170,7 +170,7 @@ def test_unknown_model_lists_the_near_names():
 def test_unknown_keyword_and_impossible_classes_are_named():
     with pytest.raises(InputError, match=r"unknown keyword dropblok .*; known: .*final_drop"):
         gluon_resnest.get_model("resnest14", dropblok=0.1)
-    with pytest.raises(InputError, match="classes 0 must be at least 1"):
+    with pytest.raises(InputError, match="classes 0 must be a whole number of at least 1"):
         gluon_resnest.get_model("resnest14", classes=0)
 
 

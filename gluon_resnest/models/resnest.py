@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mxnet as mx
+import numpy as np
 from mxnet.gluon import contrib, nn
 
+from gluon_resnest.errors import InputError
 from gluon_resnest.layers import (
     DropBlock,
     NormLayer,
@@ -19,6 +21,7 @@ from gluon_resnest.layers import (
     portable_operators,
     without_dropblock,
 )
+from gluon_resnest.models.refusals import check_cast, input_fault, refuse_float16_on_cpu
 from gluon_resnest.models.variants import Variant
 
 EXPANSION = 4
@@ -168,13 +171,14 @@ class ResNeSt(nn.HybridBlock):
     Shapes
     ------
     Input (N, in_channels, H, W): RGB, normalised with ImageNet's mean and standard deviation, any
-    size of at least 32 pixels. Output (N, classes): logits; or, of features only, four maps
-    (N, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+    size of at least 17 pixels (9 or 5 with `output_stride` 16 or 8). Output (N, classes): logits;
+    or, of features only, four maps (N, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
     Raises
     ------
     InputError
-        When called, for a training batch of one image that batch normalisation cannot train on.
+        When called, for a training batch of one image that batch normalisation cannot train on,
+        for an input of another shape or type, or in float16 on a CPU.
     """
 
     def __init__(
@@ -192,6 +196,7 @@ class ResNeSt(nn.HybridBlock):
         self.variant = variant
         self.classes = classes
         self.features_only = features_only
+        self._is_float16 = False
         settings = BlockSettings(variant, last_gamma, norm_layer, dict(norm_kwargs or {}))
         stem = variant.stem_width
         fused = fits_one_operator(stem)
@@ -242,15 +247,29 @@ class ResNeSt(nn.HybridBlock):
         image = mx.nd.zeros((1, self.variant.in_channels, 64, 64), weight.list_ctx()[0],
                             weight.dtype)
         with without_dropblock(self), portable_operators(self):
-            self(image)  # traces the graph that is written
+            self._build_cache(image)  # traces the graph, and runs nothing: float16 needs a GPU
             return super().export(path, epoch, **kwargs)
 
+    def cast(self, dtype):
+        """Compute in float16 (on GPUs only), float32 or float64."""
+        check_cast(dtype)
+        super().cast(dtype)
+        self._is_float16 = np.dtype(dtype) == np.float16
+
     def forward(self, x, *args):
+        if self._is_float16:
+            refuse_float16_on_cpu(x)
         if self.variant.radix:
             # Each layer looks too, but in a hybridized network no layer is called again. All
             # have the same kind of normalisation.
             check_batch(x, self.layer1[0].conv2.bn1)
-        return super().forward(x, *args)
+        try:
+            return super().forward(x, *args)
+        except (mx.MXNetError, RuntimeError, ValueError):
+            fault = input_fault(self, x)
+            if fault is None:
+                raise
+            raise InputError(fault) from None
 
     def hybrid_forward(self, F, x):
         x = self.maxpool(norm_relu(self.bn1, self.relu, self.conv1(x)))

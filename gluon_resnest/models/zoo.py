@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mxnet as mx
+import numpy as np
 
 from gluon_resnest.errors import InputError
 from gluon_resnest.models.resnest import ResNeSt
@@ -68,8 +69,8 @@ def get_model(
     InputError
         For an unknown name or keyword, or weights that are missing, damaged or of another model.
     """
-    if classes < 1:
-        raise InputError(f"classes {classes} must be at least 1")
+    if not isinstance(classes, (int, np.integer)) or classes < 1:
+        raise InputError(f"classes {classes} must be a whole number of at least 1")
     network_kwargs = {key: kwargs.pop(key) for key in _NETWORK_KEYWORDS if key in kwargs}
     if kwargs.pop("dilated", False):
         kwargs.setdefault("output_stride", 8)
