@@ -137,4 +137,4 @@ def outcome(trainer: Trainer, best: Result | None) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, output_needed=False)

@@ -19,6 +19,7 @@ installed, its check goes first; without it, say --trusted for what you exported
 
 import hashlib
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -260,8 +261,14 @@ def main():
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not end the program
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

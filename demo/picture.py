@@ -59,9 +59,11 @@ def draw(run: Path, photos: Path, output: Path, seed: int) -> None:
 
 def main() -> None:
     parser = command_line.parser(__doc__, EXAMPLES)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, with exported/ in it")
-    parser.add_argument("photos", type=Path, metavar="FOLDER", help="folder with a folder a class")
-    parser.add_argument("output", type=Path, metavar="PNG", help="picture to write")
+    parser.add_argument("run", type=command_line.path, metavar="RUN",
+                        help="run directory, with exported/ in it")
+    parser.add_argument("photos", type=command_line.path, metavar="FOLDER",
+                        help="folder with a folder a class")
+    parser.add_argument("output", type=command_line.path, metavar="PNG", help="picture to write")
     parser.add_argument("--seed", type=int, default=0, metavar="N",
                         help="chooses the photographs (default: 0)")
     args = parser.parse_args()

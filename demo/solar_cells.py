@@ -7,7 +7,6 @@ licensed CC BY-NC-SA 4.0. They are installed, never copied into the repository.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -89,10 +88,11 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     prepare_parser = commands.add_parser("prepare", help="write train/CLASS/ and val/CLASS/")
-    prepare_parser.add_argument("output", type=Path, metavar="FOLDER")
+    prepare_parser.add_argument("output", type=command_line.path, metavar="FOLDER",
+                                help="made if it is not there")
     prepare_parser.add_argument("--seed", type=int, default=0, metavar="N",
                                 help="of the 80/20 split (default: %(default)s)")
     options = parser.parse_args()

@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Callable, NoReturn
 
-from gluon_resnest import runtime
+from gluon_resnest import runtime, standard_streams
 from gluon_resnest.errors import InputError
 
 # The launcher kills all ranks as soon as one has ended: the one that prints goes first.
 _HEAD_START = 2.0
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], output_needed: bool = True) -> None:
     """Run a tool's `main`; print an :class:`InputError` as one line and exit with code 2.
 
     Under `horovodrun` every rank has the same error, so rank 0 prints it, unless the error says
-    that it is of one rank only.
+    that it is of one rank only. If nobody reads standard output any more (`| head`), the tool ends
+    without a word, unless its output is not needed.
     """
+    standard_streams.secure(output_needed)
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # here, where a fault is one line
     except InputError as error:
         if error.only_here or runtime.launched_rank() == 0:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         else:
             time.sleep(_HEAD_START)
         sys.exit(error.exit_code)
+    except standard_streams.OutputLost as error:
+        if error.reader_gone:
+            sys.exit(128 + signal.SIGPIPE)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
+        sys.exit(128 + signal.SIGINT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +59,16 @@ def parser(description: str, examples: str) -> Parser:
         epilog=f"examples:\n{examples.rstrip()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def path(text: str) -> Path:
+    """Argument type: a path. An empty one would be the current folder, which nobody means."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty: a variable of a script without a "
+                                         "value? ('.' is the current folder)")
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("the path has a zero byte, which no file name can have")
+    return Path(text)
 
 
 def positive(text: str) -> int:
@@ -116,7 +135,7 @@ def add_network_flags(group) -> None:
     group.add_argument("--model", required=True, metavar="NAME",
                        help="name of the network, such as resnest50, or the path of an exported "
                             "NAME-symbol.json")
-    group.add_argument("--params", type=Path, metavar="FILE",
+    group.add_argument("--params", type=path, metavar="FILE",
                        help=".params file of its weights (an exported symbol has its own)")
     group.add_argument("--classes", type=positive, metavar="N",
                        help="number of classes (default: what the weights have)")
@@ -126,7 +145,7 @@ def add_network_flags(group) -> None:
                        help="side of the square crop (default: the model's test size)")
     group.add_argument("--crop-ratio", type=ratio, metavar="R",
                        help="crop size over the resized short side (default: 0.875)")
-    group.add_argument("--class-names", type=Path, metavar="FILE",
+    group.add_argument("--class-names", type=path, metavar="FILE",
                        help="one name a line (default: classes.txt beside --params)")
 
 

@@ -181,12 +181,12 @@ def gluoncv_store() -> str:
 
 def resnest_store() -> str:
     """Address of the folder of the ResNeSt repository's weights; another by ENCODING_REPO."""
-    return os.environ.get("ENCODING_REPO", _RESNEST_STORE).rstrip("/") + "/"
+    return (os.environ.get("ENCODING_REPO") or _RESNEST_STORE).rstrip("/") + "/"
 
 
 def model_folder() -> Path:
     """Folder of downloaded weights, shared with GluonCV: ``$MXNET_HOME/models``."""
-    return Path(os.environ.get("MXNET_HOME", "~/.mxnet")).expanduser() / "models"
+    return Path(os.environ.get("MXNET_HOME") or "~/.mxnet").expanduser() / "models"
 
 
 def cache_folder() -> Path:

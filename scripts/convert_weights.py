@@ -8,8 +8,6 @@ nor GluonCV is needed. Every array is matched by name and shape, and must be fin
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gluon_resnest import command_line
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import get_model
@@ -30,8 +28,10 @@ LAYOUTS = {".params": "gluon", ".pth": "pytorch", ".pt": "pytorch"}
 
 def main() -> None:
     parser = command_line.parser(__doc__, EXAMPLES)
-    parser.add_argument("input", type=Path, metavar="IN", help="file of weights to read")
-    parser.add_argument("output", type=Path, metavar="OUT", help="file to write")
+    parser.add_argument("input", type=command_line.path, metavar="IN",
+                        help="file of weights to read")
+    parser.add_argument("output", type=command_line.path, metavar="OUT",
+                        help="file to write")
     parser.add_argument("--model", required=True, metavar="NAME",
                         help="name of the network here, such as resnest50 (timm's resnest50d)")
     parser.add_argument("--to", choices=sorted(set(LAYOUTS.values())),

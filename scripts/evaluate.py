@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -30,16 +29,16 @@ EXAMPLES = """
 def main() -> None:
     parser = command_line.parser(__doc__, EXAMPLES)
     command_line.add_network_flags(parser)
-    parser.add_argument("--rec-val", type=Path, required=True, metavar="FILE",
+    parser.add_argument("--rec-val", type=command_line.path, required=True, metavar="FILE",
                         help="images to evaluate, made by scripts/pack_records.py or im2rec")
-    parser.add_argument("--rec-val-idx", type=Path, metavar="FILE",
+    parser.add_argument("--rec-val-idx", type=command_line.path, metavar="FILE",
                         help="its index (default: the .idx beside it)")
     command_line.add_batch_flags(parser, 32, "images at a time (default: 32)")
     command_line.add_thread_flag(parser)
     command_line.add_skip_flag(parser)
-    parser.add_argument("--confusion", type=Path, metavar="FILE.png",
+    parser.add_argument("--confusion", type=command_line.path, metavar="FILE.png",
                         help="draw which classes are taken for which others")
-    parser.add_argument("--calibration", type=Path, metavar="FILE.png",
+    parser.add_argument("--calibration", type=command_line.path, metavar="FILE.png",
                         help="draw a reliability diagram: accuracy by confidence")
     parser.add_argument("--json", action="store_true",
                         help="print one JSON object instead, with figures of each class")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -57,12 +56,12 @@ def main() -> None:
                              "was trained")
     parser.add_argument("--pixels", action="store_true",
                         help="bake the normalisation in: clients send uint8 crops (N, H, W, 3)")
-    parser.add_argument("--images", type=Path, metavar="PATH",
+    parser.add_argument("--images", type=command_line.path, metavar="PATH",
                         help="images that the files are checked with: a .rec, or a folder "
                              "(default: drawn pictures)")
     parser.add_argument("--image-count", type=command_line.positive, default=64, metavar="N",
                         help="at most so many of them (default: %(default)s)")
-    parser.add_argument("--calibration", type=Path, metavar="PATH",
+    parser.add_argument("--calibration", type=command_line.path, metavar="PATH",
                         help="training images, a .rec or a folder, from which the 8-bit formats "
                              "take their ranges")
     parser.add_argument("--calibration-count", type=command_line.positive, default=128,
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("--least-agreement", type=command_line.share, default=LEAST_AGREEMENT,
                         metavar="SHARE", help="of the images must get the network's class in the "
                                               "8-bit formats (default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR",
+    parser.add_argument("--output", type=command_line.path, required=True, metavar="DIR",
                         help="folder for the files; made if it is not there")
     args = parser.parse_args()
     if is_exported(args.model):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from gluon_resnest import command_line
 from gluon_resnest.data.packing import PackOptions, default_threads, pack
@@ -33,12 +32,12 @@ EXAMPLES = """
 def parse_arguments() -> argparse.Namespace:
     parser = command_line.parser(__doc__, EXAMPLES)
     parser.add_argument(
-        "source", metavar="SOURCE", nargs="?",
+        "source", type=command_line.path, metavar="SOURCE", nargs="?",
         help="folder with one folder of images a class (sorted names become the labels 0, 1, ...), "
              "or an im2rec list: index <tab> label <tab> path in each line")
-    parser.add_argument("prefix", metavar="OUT_PREFIX", nargs="?",
+    parser.add_argument("prefix", type=command_line.path, metavar="OUT_PREFIX", nargs="?",
                         help="path of the files to write, without their endings")
-    parser.add_argument("--root", metavar="DIR",
+    parser.add_argument("--root", type=command_line.path, metavar="DIR",
                         help="folder that the paths of a .lst start from (default: the list's own)")
     parser.add_argument("--resize", type=int, metavar="SHORT_SIDE",
                         help="shrink larger images to this shorter side in pixels "
@@ -62,9 +61,9 @@ def parse_arguments() -> argparse.Namespace:
                         help="take folders called train, val and so on for classes")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     group = parser.add_argument_group("verifying, instead of packing")
-    group.add_argument("--verify", type=Path, metavar="FILE.rec",
+    group.add_argument("--verify", type=command_line.path, metavar="FILE.rec",
                        help="print each fault of a record file, its index, labels and images")
-    group.add_argument("--index", type=Path, metavar="FILE.idx",
+    group.add_argument("--index", type=command_line.path, metavar="FILE.idx",
                        help="its index (default: the .idx beside it)")
     group.add_argument("--classes", type=command_line.positive, metavar="N",
                        help="number of classes that the labels are of (default: as many as "

@@ -69,9 +69,9 @@ def notes(runs: list[RunHistory]) -> list[str]:
 
 def main() -> None:
     parser = command_line.parser(__doc__, EXAMPLES)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
+    parser.add_argument("runs", type=command_line.path, nargs="+", metavar="RUN",
                         help="run directory: --save-dir of train_imagenet.py")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE",
+    parser.add_argument("-o", "--output", type=command_line.path, metavar="FILE",
                         help=f"picture to write, {', '.join(KINDS)} "
                              "(default: RUN/run.png, or runs.png for several)")
     parser.add_argument("--reference", type=percent, metavar="PCT",

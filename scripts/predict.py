@@ -105,6 +105,8 @@ def _padded(text: str, width: int) -> str:
 
 def write_csv(answers: Sequence[dict[str, Any]]) -> None:
     """A line for each class of each image; of an image that failed, one with its error."""
+    if not sys.stdout.isatty():  # a file, whose names must not depend on this machine's locale
+        sys.stdout.reconfigure(encoding="utf-8")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
     for answer in answers:
@@ -118,7 +120,7 @@ def write_csv(answers: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = command_line.parser(__doc__, EXAMPLES)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE",
+    parser.add_argument("images", nargs="+", type=command_line.path, metavar="IMAGE",
                         help="image files, and folders that are searched for them with all below")
     command_line.add_network_flags(parser)
     parser.add_argument("--top-k", type=command_line.positive, default=5, metavar="K",
@@ -128,7 +130,7 @@ def main() -> None:
     form.add_argument("--json", action="store_true", help="print one JSON list instead of a table")
     form.add_argument("--csv", action="store_true",
                       help=f"print CSV instead, with the columns {', '.join(COLUMNS)}")
-    parser.add_argument("--explain", type=Path, metavar="DIR",
+    parser.add_argument("--explain", type=command_line.path, metavar="DIR",
                         help="write a picture of each image there: what speaks for its class "
                              "where, and which splits the network attends to")
     args = parser.parse_args()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 # Importing the package would import MXNet: memory and threads beside the job's for days, and an
 # OMP_NUM_THREADS that each rank would take for the user's. The modules below do without.
@@ -54,7 +53,7 @@ def main() -> None:
     where.add_argument("--hosts", "-H", metavar="HOST:SLOTS,...",
                        help="on these hosts (default: this one); those that do not answer by ssh "
                             "are left out of a start, and their ranks with them")
-    where.add_argument("--hostfile", type=Path, metavar="FILE",
+    where.add_argument("--hostfile", type=command_line.path, metavar="FILE",
                        help="the same, a line for each: 'host slots=8' or 'host:8'")
     parser.add_argument("--min-np", type=command_line.positive, metavar="N",
                         help="wait for hosts rather than start with fewer ranks (default: 1)")
@@ -68,7 +67,7 @@ def main() -> None:
                         default=Policy.backoff,
                         help="seconds before a restart, doubled while nothing is gained, up to "
                              "600 (default: %(default)g)")
-    parser.add_argument("--log", type=Path, metavar="FILE",
+    parser.add_argument("--log", type=command_line.path, metavar="FILE",
                         help="append what happens to this file, too")
     args, unknown = parser.parse_known_args(own)
     if unknown and command:

@@ -40,10 +40,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_line.parser(__doc__, EXAMPLES)
     parser.add_argument("sheet", choices=["operations", "samples"], metavar="SHEET",
                         help="operations or samples")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="one photo")
-    parser.add_argument("--rec-train", type=Path, metavar="FILE",
+    parser.add_argument("--image", type=command_line.path, metavar="FILE", help="one photo")
+    parser.add_argument("--rec-train", type=command_line.path, metavar="FILE",
                         help="or training images, made by scripts/pack_records.py or im2rec")
-    parser.add_argument("--rec-train-idx", type=Path, metavar="FILE",
+    parser.add_argument("--rec-train-idx", type=command_line.path, metavar="FILE",
                         help="its index (default: the .idx beside it)")
     parser.add_argument("--index", type=command_line.not_negative, default=0, metavar="N",
                         help="place in the file of the first record shown (default: 0)")
@@ -51,8 +51,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="whose draws are shown; 0 is the first (default)")
     parser.add_argument("--count", type=command_line.positive, metavar="N",
                         help=f"crops or samples (default: {CROPS} or {SAMPLES})")
-    parser.add_argument("--output", type=Path, default=Path("augmentation.jpg"), metavar="FILE",
-                        help="a .jpg of about 1 MB at most, or an exact .png "
+    parser.add_argument("--output", type=command_line.path, default=Path("augmentation.jpg"),
+                        metavar="FILE", help="a .jpg of about 1 MB at most, or an exact .png "
                              "(default: augmentation.jpg)")
 
     recipe = parser.add_argument_group("recipe")

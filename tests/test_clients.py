@@ -163,6 +163,22 @@ def test_clients_answer_bad_input_in_one_line(client, case, program, net, images
     assert answer in said[0]
 
 
+def test_the_python_client_prints_any_names(net, images, tmp_path):
+    folder = exported(net, images, tmp_path / "exported", "onnx", True)
+    command = [sys.executable, CLIENTS / "classify.py", folder, images[-1]]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, capture_output=True, timeout=120, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"e \xe9.jpg" in done.stdout
+    assert rb"\u65e5\u672c" in done.stdout
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=120,
+                          env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_cards_say_what_clients_read(net, images, tmp_path):
     folder = exported(net, images, tmp_path / "exported", "onnx", False)
     text = (folder / "model.json").read_text(encoding="utf-8")

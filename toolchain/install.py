@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -75,7 +76,23 @@ def fingerprint(root: Path = ROOT) -> str:
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):  # a path may have letters that a terminal lacks
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            _install_what_is_asked_for()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _install_what_is_asked_for() -> None:
     options = _parser().parse_args()
+    if not options.venv:
+        print("error: --venv must name a folder, and it is empty", file=sys.stderr)
+        sys.exit(2)
     extras = tuple(sorted(set(options.extras.split(",")) - {""}))
     unknown = set(extras) - set(EXTRAS)
     if unknown:

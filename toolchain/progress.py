@@ -49,7 +49,7 @@ class Progress:
         words = [str(word) for word in command]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            log.write(f"\n$ {' '.join(words)}\n".encode())
+            log.write(b"\n$ " + os.fsencode(" ".join(words)) + b"\n")
             log.flush()
             begin = log.tell()
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, cwd=cwd,

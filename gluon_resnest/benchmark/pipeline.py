@@ -82,7 +82,7 @@ _ANY_CLASS = 2**24  # labels are counted, not used: no list of classes, no limit
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--augmentation", choices=AUGMENTATIONS, default="crop",
                         help="what is done to an image (default: %(default)s)")
-    parser.add_argument("--rec-train", type=Path, metavar="FILE",
+    parser.add_argument("--rec-train", type=command_line.path, metavar="FILE",
                         help="a .rec with its .idx beside it; an epoch of it is a turn, so a few "
                              "thousand images are best (default: photograph-like JPEGs of about "
                              f"500x375 and 105 KB, {photographs.COUNT:,} of them, made once)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from gluon_resnest import command_line
 from gluon_resnest.data.bad_records import DEFAULT_SHARE
@@ -60,7 +59,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
                         help="number of classes (default: lines of the class list beside "
                              "--rec-train, or 1000)")
 
-    parser.add_argument("-c", "--config", type=Path, metavar="FILE",
+    parser.add_argument("-c", "--config", type=command_line.path, metavar="FILE",
                         help="YAML file of flags by their names (lr: 0.05), or a run's "
                              "config.yaml; flags on the command line go before it")
     _add_data(parser.add_argument_group("data"))
@@ -74,12 +73,12 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def _add_data(data) -> None:
-    data.add_argument("--rec-train", type=Path, metavar="FILE",
+    data.add_argument("--rec-train", type=command_line.path, metavar="FILE",
                       help="training images, made by scripts/pack_records.py or im2rec")
-    data.add_argument("--rec-train-idx", type=Path, metavar="FILE",
+    data.add_argument("--rec-train-idx", type=command_line.path, metavar="FILE",
                       help="its index (default: the .idx beside it)")
-    data.add_argument("--rec-val", type=Path, metavar="FILE", help="validation images")
-    data.add_argument("--rec-val-idx", type=Path, metavar="FILE",
+    data.add_argument("--rec-val", type=command_line.path, metavar="FILE", help="validation images")
+    data.add_argument("--rec-val-idx", type=command_line.path, metavar="FILE",
                       help="its index (default: the .idx beside it)")
     data.add_argument("--use-rec", action="store_true", help=argparse.SUPPRESS)
     data.add_argument("--input-size", type=command_line.positive, dest="train_size", metavar="PX",
@@ -120,7 +119,7 @@ def _add_run(run) -> None:
                           "(default: 1)")
     run.add_argument("--log-interval", type=command_line.positive, default=50, metavar="N",
                      help="write a line to metrics.jsonl every N steps (default: 50)")
-    run.add_argument("--save-dir", type=Path, metavar="DIR",
+    run.add_argument("--save-dir", type=command_line.path, metavar="DIR",
                      help="run directory (default: runs/MODEL-DATE-TIME)")
     run.add_argument("--tensorboard", action="store_true", default=None,
                      help="write TensorBoard events (default: if tensorboardX is installed; "
@@ -131,7 +130,8 @@ def _add_run(run) -> None:
                      help="delete the run that --save-dir holds")
     run.add_argument("--use-pretrained", action="store_true",
                      help="start from the published ImageNet weights")
-    run.add_argument("--params", type=Path, metavar="FILE", help="start from these weights")
+    run.add_argument("--params", type=command_line.path, metavar="FILE",
+                     help="start from these weights")
 
 
 def _add_survival(group) -> None:
@@ -217,12 +217,18 @@ def _add_regularization(regularization) -> None:
 def _add_distillation(group) -> None:
     group.add_argument("--teacher", metavar="NAME",
                        help="learn from this model's answers too (recipe: none)")
-    group.add_argument("--teacher-params", metavar="FILE",
+    group.add_argument("--teacher-params", type=_path_text, metavar="FILE",
                        help="its weights (default: the published ones)")
     group.add_argument("--temperature", type=float, metavar="T",
                        help="softens its answers (recipe: 20)")
     group.add_argument("--hard-weight", type=float, metavar="W",
                        help="share of the labels in the loss, 0 to 1 (recipe: 0.5)")
+
+
+def _path_text(text: str) -> str:
+    """Argument type: a path as it was given, which a recipe holds as text."""
+    command_line.path(text)
+    return text
 
 
 def _add_plan(dry) -> None:
