@@ -178,7 +178,8 @@ inline Card card_of(const Leaves& leaves) {
 
 inline Card read_card(const std::string& folder) {
   const std::string path = folder + "/model.json";
-  const std::string content = read_file(path);
+  std::string content = read_file(path);
+  if (content.compare(0, 3, "\xEF\xBB\xBF") == 0) content.erase(0, 3);  // an editor's mark
   std::istringstream text(content);
   try {
     if (content.size() > 4 << 20) throw std::runtime_error("more than 4 MB");

@@ -13,6 +13,7 @@ import numpy as np
 from gluon_resnest.atomic import replacing
 from gluon_resnest.errors import InputError
 from gluon_resnest.evaluation import label_ranks
+from gluon_resnest.plain_text import printable
 
 BINS = 15
 
@@ -285,4 +286,4 @@ def _short(name: str, longest: int) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # else what is between two of them is mathematics
+    return printable(text).replace("$", r"\$")  # else what is between two of them is mathematics

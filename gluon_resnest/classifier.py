@@ -17,6 +17,7 @@ from gluon_resnest.deploy.symbol import on_device
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import ResNeSt, check_input_size, find_variant, get_model
 from gluon_resnest.models.weights import classes_in, load_arrays, read_params
+from gluon_resnest.plain_text import read_lines
 
 CROP_RATIO = 0.875
 
@@ -144,10 +145,7 @@ def _names(
         return None
     else:
         origin = given or beside
-        try:
-            names = origin.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read class names from {origin}: {error}") from None
+        names = read_lines(origin, "the class names in")
     if len(names) != card["classes"]:
         raise InputError(f"{origin} names {len(names)} classes, the network has "
                          f"{card['classes']}: give the right list with --class-names")

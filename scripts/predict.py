@@ -23,6 +23,7 @@ from gluon_resnest.data.image_files import ImageFile, find_images, read_image
 from gluon_resnest.errors import InputError
 from gluon_resnest.explaining import explain
 from gluon_resnest.explaining.picture import check_folder, draw_explanation, picture_paths
+from gluon_resnest.plain_text import printable
 from gluon_resnest.training.distributed import Workers, device
 
 EXAMPLES = """
@@ -71,12 +72,6 @@ def predictions(
                 label_batch()
                 progress.update(done)
     return answers
-
-
-def printable(text: str) -> str:
-    """One line that any terminal and file takes: file names may hold anything."""
-    return "".join(letter if letter.isprintable() else
-                   letter.encode("unicode_escape").decode() for letter in text)
 
 
 def table(answers: Sequence[dict[str, Any]]) -> Iterator[str]:

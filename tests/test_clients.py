@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
@@ -177,6 +178,16 @@ def test_the_python_client_prints_any_names(net, images, tmp_path):
                           env=environment)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("client", ["C++", "Python"])
+def test_clients_read_cards_that_an_editor_saved(client, program, net, images, tmp_path):
+    folder = exported(net, images, tmp_path / "exported", "symbol", True)
+    content = (folder / "model.json").read_bytes().replace(b"\n", b"\r\n")
+    (folder / "model.json").write_bytes(codecs.BOM_UTF8 + content)
+    done = run(program if client == "C++" else CLIENTS / "classify.py", folder, *images,
+               hidden=HIDDEN["mxnet"], cwd=tmp_path)
+    check(done, folder, images, tolerance=0.01)
 
 
 def test_cards_say_what_clients_read(net, images, tmp_path):

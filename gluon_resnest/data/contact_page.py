@@ -31,6 +31,7 @@ from gluon_resnest.data.crops import Box, resample
 from gluon_resnest.data.draws import Source
 from gluon_resnest.data.transforms import TrainTransform
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import printable
 
 # A sheet should load at once, also in a pull request.
 LARGEST_JPEG = 1_000_000
@@ -217,7 +218,7 @@ class _Page:
         def fits(text: str) -> bool:
             return self.renderer.get_text_width_height_descent(text, font, False)[0] <= width
 
-        text = " ".join(text.split())[:LONGEST_LINE]
+        text = printable(" ".join(text.split())[:LONGEST_LINE])
         if not fits(text):
             fitting, too_many = 0, len(text)
             while too_many - fitting > 1:

@@ -17,10 +17,12 @@ from gluon_resnest.data.image_folders import (
 )
 from gluon_resnest.data.recordio import LARGEST_KEY, LARGEST_LABEL
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import read_lines
 
 # im2rec writes labels with six decimals.
 _INDEX = re.compile(r"[0-9]{1,18}", re.ASCII)
 _LABEL = re.compile(r"([0-9]{1,9})(\.0{0,9})?", re.ASCII)
+_LARGEST_LIST = 1 << 30  # bytes; ImageNet's has 6e7
 _MOST_SHOWN = 60  # characters of a line in an error
 
 # Unicode's categories of what a line of text cannot hold: control characters (tabs and line breaks
@@ -130,10 +132,7 @@ def _list_file(source: Path, root: Path) -> ImageList:
         raise InputError(f"--root {root} is not a folder; give the one that the list starts from")
     images: list[ListedImage] = []
     keys = set()
-    try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{source} is neither a folder nor a .lst text file") from None
+    lines = read_lines(source, "list", _LARGEST_LIST)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

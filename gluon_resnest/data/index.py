@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -75,6 +76,8 @@ def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
         text = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read index {path}: {error.strerror}") from None
+    if text.startswith(codecs.BOM_UTF8):  # saved by an editor
+        text = text[len(codecs.BOM_UTF8):]
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n")
     text = text.rstrip() + b"\n"

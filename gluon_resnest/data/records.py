@@ -26,6 +26,7 @@ from gluon_resnest.data.recordio import (
     read_record,
 )
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import read_lines
 
 # Records whose headers are looked at before an index is believed.
 _PROBES = 16
@@ -251,10 +252,7 @@ def read_class_names(path: Path) -> list[str] | None:
     path = path.with_suffix(".classes.txt")
     if not path.is_file():
         return None
-    try:
-        names = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read class list {path} as UTF-8 text ({error})") from None
+    names = read_lines(path, "class list")
     if not names or not all(name.strip() for name in names):
         raise InputError(
             f"class list {path} has an empty line; give it one name a line, in the order of "

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Callable
 
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import read_lines
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # never a flag: it becomes a word of ssh's command line
 _WITH_COLON = re.compile(rf"({_NAME}):([0-9]+)")
@@ -51,13 +52,8 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
 
     Empty lines, comments (``#``) and other settings of Open MPI (``max_slots=8``) are passed over.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise InputError(f"cannot read --hostfile {path}: {why}") from None
     hosts = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, "--hostfile"), start=1):
         text = line.partition("#")[0].strip()
         if text:
             hosts.append(_host(text, f"line {number} of --hostfile {path}"))

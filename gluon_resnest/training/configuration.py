@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import read_text
 
 # Of a run's config.yaml: what a run was, not what one asks for.
 _NOT_FLAGS = ("overwrite", "override", "resume")
@@ -50,10 +51,7 @@ def read_configuration(path: Path, parser: argparse.ArgumentParser) -> dict[str,
 
 def _flattened(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read -c {path}: {getattr(error, 'strerror', None) or error}"
-                         ) from None
+        content = yaml.safe_load(read_text(path, "-c"))
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"-c {path} is not YAML: {reason}") from None

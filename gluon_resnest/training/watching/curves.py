@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gluon_resnest.atomic import replacing
+from gluon_resnest.plain_text import printable
 
 # Okabe and Ito's palette, which the colour-blind can tell apart, the darker ones first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -125,7 +126,7 @@ def label_whole_epochs(axes: Any) -> None:
 
 def readable(text: str) -> str:
     """`text` so that matplotlib shows it as it is, and no longer than the page is wide."""
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     if len(text) > _LONGEST_LABEL:
         half = (_LONGEST_LABEL - 5) // 2
         text = f"{text[:half]} ... {text[-half:]}"

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import read_text
 from gluon_resnest.training.ablation import published
 from gluon_resnest.training.recipe import Recipe
 from gluon_resnest.training.run_directory import CONFIG, METRICS
@@ -146,7 +147,7 @@ def _breaks(records: list[dict[str, Any]], plan: dict[str, Any]) -> list[tuple[f
 def _reference(folder: Path) -> Reference | None:
     """From the run's own settings; None where they cannot be read, or nothing was published."""
     try:
-        saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["recipe"]
+        saved = yaml.safe_load(read_text(folder / CONFIG, "settings"))["recipe"]
         known = {of.name for of in fields(Recipe)}
         recipe = Recipe(**{name: value for name, value in saved.items() if name in known})
         found = published(recipe)

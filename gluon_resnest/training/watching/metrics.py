@@ -130,7 +130,7 @@ def _content(path: Path) -> bytes:
 def _record(line: bytes) -> dict[str, Any] | None:
     """The event of a line, or None if it holds none."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("event"), str) else None
