@@ -102,7 +102,39 @@ def test_a_hung_rank_ends_the_run(rank, digits, tmp_path):
         assert job.end(timeout=60) != 0
         assert not job.alive()
     assert "has finished nothing for" in job.output
+    # The other one's watchdog saw it, and says what that one was waiting for.
+    assert re.search(r'File ".*agreement.py", line \d+ in read', job.output)
     assert_goes_on(digits, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_stacks_show_where_a_rank_hangs(digits, tmp_path):
+    """Rank 1 never comes back from its data; both logs say so, by the name of the function."""
+    program = tmp_path / "hang.py"
+    program.write_text(
+        "import runpy, time\n"
+        "from gluon_resnest.training.trainer import Trainer\n"
+        "original = Trainer._train_step\n"
+        "def waits_for_a_dead_disk():\n"
+        "    time.sleep(1000)\n"
+        "def hang(self, *arguments):\n"
+        "    if self.progress.step == 3 and self.workers.rank == 1:\n"
+        "        waits_for_a_dead_disk()\n"
+        "    return original(self, *arguments)\n"
+        "Trainer._train_step = hang\n"
+        f"runpy.run_path({str(ROOT / 'train_imagenet.py')!r}, run_name='__main__')\n")
+    flags = arguments(digits, tmp_path / "run", "--hang-timeout", 4)[1:]
+    with Job(program, *flags, ranks=2, PYTHONPATH=str(ROOT)) as job:
+        assert job.end(timeout=60) != 0
+    stacks = [line.partition(">:")[2] for line in job.output.splitlines()
+              if line.startswith("[1]<stderr>:")]
+    place = next((number for number, line in enumerate(stacks)
+                  if line.endswith(" in waits_for_a_dead_disk")), None)
+    assert place is not None, job.output[-4000:]
+    assert stacks[place + 1].endswith(" in hang")
+    assert any("rank 1 of 2 has finished nothing for 4 s (last: step 3)" in line
+               for line in stacks[:place])
+    assert any(re.match(r"Thread 0x[0-9a-f]+ ", line) for line in stacks)  # others, such as loaders
 
 
 def test_a_hung_worker_alone_ends_itself(digits, tmp_path):
@@ -123,6 +155,7 @@ def test_a_hung_worker_alone_ends_itself(digits, tmp_path):
         assert job.end(timeout=60) == 75
     assert "the run has finished nothing for" in job.output
     assert "(last: step 3)" in job.output
+    assert re.search(r'File ".*hang.py", line \d+ in hang', job.output)
 
 
 def limited(bytes_a_file: int) -> list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import threading
@@ -25,6 +26,8 @@ class Watchdog:
     It begins to watch with the second :meth:`beat`: what comes before, such as the choice of
     kernels, may take long. Intervals are counted in looks of the thread, so that a job that was
     suspended as a whole has not hung.
+
+    What it says is followed by the stacks of all threads, so that a log shows where it hung.
 
     Parameters
     ----------
@@ -74,6 +77,7 @@ class Watchdog:
                       f"{self._last}): it hangs, or waits for a worker that does; the same "
                       "command goes on from the last checkpoint (--hang-timeout sets the time)",
                       file=sys.stderr, flush=True)
+                _write_stacks()
                 last_resort.cancel()
                 self._end(HUNG)
                 return
@@ -84,3 +88,12 @@ class Watchdog:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
+
+
+def _write_stacks() -> None:
+    """Python's stacks of all threads, to standard error; what hangs need not help."""
+    try:
+        file = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # replaced by something that is no file
+        file = 2
+    faulthandler.dump_traceback(file, all_threads=True)
