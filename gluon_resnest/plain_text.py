@@ -77,3 +77,14 @@ def printable(text: str) -> str:
     """One line that any terminal, file and font takes: file names may hold anything."""
     return "".join(letter if letter.isprintable() else
                    letter.encode("unicode_escape").decode() for letter in text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them, to two units: `3 h 12 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else (
+        f"{seconds:.1f} s")

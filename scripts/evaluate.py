@@ -7,8 +7,6 @@ import json
 import sys
 import time
 
-from tqdm import tqdm
-
 from gluon_resnest import command_line
 from gluon_resnest.assessment import Assessor, check_picture, draw_calibration, draw_confusion
 from gluon_resnest.classifier import load_classifier
@@ -16,6 +14,7 @@ from gluon_resnest.data.class_names import check_class_names
 from gluon_resnest.data.loader import EvaluationLoader
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.evaluation import evaluate
+from gluon_resnest.progress_bar import progress_bar
 from gluon_resnest.training.distributed import Workers, device
 
 EXAMPLES = """
@@ -61,7 +60,8 @@ def main() -> None:
             classifier.class_name(label) for label in range(classifier.classes)]
         assessor = Assessor(names)
         started = time.perf_counter()
-        result = evaluate(classifier, tqdm(loader, desc="evaluating", unit="batch"),
+        result = evaluate(classifier, progress_bar(loader, desc="evaluating",
+                                                       unit="batch", leave=True),
                           expected_images=len(records), batch_size=args.batch_size,
                           skipped=loader.bad_records, observe=assessor.observe)
         seconds = time.perf_counter() - started

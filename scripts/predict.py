@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gluon_resnest import command_line
 from gluon_resnest.classifier import Classifier, load_classifier
@@ -24,6 +23,7 @@ from gluon_resnest.errors import InputError
 from gluon_resnest.explaining import explain
 from gluon_resnest.explaining.picture import check_folder, draw_explanation, picture_paths
 from gluon_resnest.plain_text import printable
+from gluon_resnest.progress_bar import progress_bar
 from gluon_resnest.training.distributed import Workers, device
 
 EXAMPLES = """
@@ -57,8 +57,8 @@ def predictions(
                                  classifier.class_name, top_k)
         batch.clear()
 
-    with tqdm(total=len(files), desc="predicting", unit="image",
-              disable=len(files) <= batch_size and pictures is None) as progress:
+    with progress_bar(total=len(files), desc="predicting", unit="image", leave=True,
+                      enabled=len(files) > batch_size or pictures is not None) as progress:
         for place, file in enumerate(files):
             try:
                 if file.fault is not None:

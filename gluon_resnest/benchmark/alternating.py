@@ -8,7 +8,6 @@ from typing import Any
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
-from tqdm import tqdm
 
 from gluon_resnest.data.mixup import smoothed_labels
 from gluon_resnest.training.trainer import Trainer
@@ -38,7 +37,7 @@ class AlternatingTrainer(Trainer):
 
     turn = 10
 
-    def _take_steps(self, steps: list[tuple[int, int]], bar: tqdm) -> None:
+    def _take_steps(self, steps: list[tuple[int, int]], bar: Any) -> None:
         self.seconds: dict[str, list[list[float]]] = {"trainer": [], "bare": []}
         self._alone = gluon.Trainer(
             self.net.collect_params(),

@@ -19,9 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gluon_resnest.errors import InputError
+from gluon_resnest.progress_bar import progress_bar
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 # Otherwise MXNet runs several operators as one, and profiles them as one.
@@ -117,8 +116,8 @@ def contest(
         If one dies, hangs or answers nonsense.
     """
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(contestants) * (rounds + 1), leave=False,
-                                       disable=None))
+        bar = stack.enter_context(progress_bar(total=len(contestants) * (rounds + 1),
+                                               unit="turn"))
         records, processes, turn_limits = [], [], []
         for contestant in contestants:
             bar.set_description(f"preparing {contestant.label}")
@@ -156,7 +155,7 @@ class Profile:
 def profiles(contestants: Sequence[Contestant], limits: Limits = Limits()) -> list[Profile]:
     """Profile each contestant, one after the other. Raises as :func:`contest` does."""
     found = []
-    for contestant in tqdm(contestants, desc="profiling", leave=False, disable=None):
+    for contestant in progress_bar(contestants, desc="profiling", unit="contestant"):
         contestant = replace(
             contestant, environment={**contestant.environment, **_PROFILE_VARIABLES})
         with _started(contestant) as process:

@@ -11,7 +11,6 @@ from typing import Any, Callable
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from gluon_resnest.benchmark.pipeline_peers import PipelineCase
 from gluon_resnest.data.decoding import decode
@@ -19,6 +18,7 @@ from gluon_resnest.data.draws import sample_generator
 from gluon_resnest.data.loader import EvaluationLoader, TrainLoader
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
+from gluon_resnest.progress_bar import progress_bar
 
 _ADDED = {"AutoAugment": ("crop + AutoAugment", "crop, resize, flip"),
           "jitter, lighting": ("whole view", "crop + AutoAugment")}
@@ -96,7 +96,7 @@ def stages(case: PipelineCase, rounds: int) -> Stages:
     with RecordFile(case.records) as records:
         transform = transform_of(case.augmentation, case.input_size)
         start_epoch = epoch_starter(records, transform, case.batch_size, case.classes, threads=1)
-        bar = tqdm(total=2 * rounds * len(records), unit="image", leave=False, disable=None)
+        bar = progress_bar(total=2 * rounds * len(records), desc="stages", unit="image")
         with bar:
             for number in range(rounds):
                 clock = _Clock()

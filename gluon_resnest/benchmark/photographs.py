@@ -19,10 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mxnet import recordio
-from tqdm import tqdm
 
 from gluon_resnest import runtime
 from gluon_resnest.atomic import replacing
+from gluon_resnest.progress_bar import progress_bar
 
 # In the files' names: with any change of the pictures comes another number, and other files.
 VERSION = 1
@@ -56,8 +56,8 @@ def _write(path: Path, count: int, seed: int) -> None:
                           for name in (path.with_suffix(".idx"), path))
         writer = recordio.MXIndexedRecordIO(str(index), str(records), "w")
         files.callback(writer.close)  # before the files get their names
-        encoded = tqdm(photographs(count, seed), total=count, unit="image", leave=False,
-                       desc="making photographs, once", disable=None)
+        encoded = progress_bar(photographs(count, seed), total=count, unit="image",
+                               desc="making photographs, once")
         for key, payload in enumerate(encoded):
             header = recordio.IRHeader(0, float(key % CLASSES), key, 0)
             writer.write_idx(key, recordio.pack(header, payload))

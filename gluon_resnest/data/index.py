@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from gluon_resnest import runtime
 from gluon_resnest.atomic import replacing
@@ -31,6 +30,7 @@ from gluon_resnest.data.recordio import (
     padded,
 )
 from gluon_resnest.errors import InputError
+from gluon_resnest.progress_bar import progress_bar
 
 # 18 digits fit into int64, and lines that do not are refused rather than misread.
 _LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
@@ -197,8 +197,8 @@ def scan_records(path: Path, descriptor: int, size: int) -> Scan:
     if hasattr(os, "posix_fadvise"):  # only the headers are wanted, not what follows them
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     offset = 0
-    with tqdm(total=size, desc=f"scan {path.name}", unit="B", unit_scale=True, leave=False,
-              delay=1, disable=runtime.launched_rank() != 0) as bar:
+    with progress_bar(total=size, desc=f"scan {path.name}", unit="B", delay=1,
+                      enabled=runtime.launched_rank() == 0) as bar:
         while offset < size:
             try:
                 key, end = locate_record(descriptor, offset, size)

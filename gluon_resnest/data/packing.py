@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from gluon_resnest import runtime
 from gluon_resnest.atomic import replacing
@@ -37,6 +36,7 @@ from gluon_resnest.data.recordio import (
     PART_WHOLE,
 )
 from gluon_resnest.errors import InputError
+from gluon_resnest.progress_bar import progress_bar
 
 DEFAULT_QUALITY = 95
 
@@ -184,7 +184,7 @@ def _contents(
     """Bytes to store for each image, in order, prepared a little ahead by threads."""
     waiting: deque[Future[bytes]] = deque()
     remaining = iter(images)
-    progress = tqdm(total=len(images), unit="image", desc="pack")
+    progress = progress_bar(total=len(images), unit="image", desc="pack", leave=True)
     cv2.setNumThreads(0)  # the threads are ours
     with ThreadPoolExecutor(options.threads) as pool, progress:
         try:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from gluon_resnest.data.decoding import decode
 from gluon_resnest.data.index import (
@@ -36,6 +35,7 @@ from gluon_resnest.data.recordio import (
 )
 from gluon_resnest.data.records import reachable_records, read_class_names, record_spans
 from gluon_resnest.errors import InputError
+from gluon_resnest.progress_bar import progress_bar
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class _Check:
         """Read and decode the records, in file order, a few at a time."""
         spans = record_spans(self.offsets, self.reachable, self.size)
         waiting: deque[tuple[int, Future[list[str]]]] = deque()
-        progress = tqdm(total=len(self.to_read), unit="record", desc="verify")
+        progress = progress_bar(total=len(self.to_read), unit="record", desc="verify", leave=True)
         cv2.setNumThreads(0)  # the threads are ours
         with ThreadPoolExecutor(threads) as pool, progress:
             def finish_first() -> None:

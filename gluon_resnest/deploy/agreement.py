@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 import numpy as np
-from tqdm import tqdm
+
+from gluon_resnest.progress_bar import progress_bar
 
 from gluon_resnest.errors import InputError
 
@@ -67,7 +68,7 @@ def compare(network: Forward, exported: Forward, images: np.ndarray,
                            for start in range(1, len(images), _BATCH))]
     parts += [larger] if any_size else []
     differences, largest, same = [], 0.0, 0
-    for part in tqdm(parts, "comparing", unit="batch", leave=False, disable=None):
+    for part in progress_bar(parts, desc="comparing", unit="batch"):
         expected, found = network(part), exported(part)
         if not np.isfinite(expected).all():
             raise InputError("the network's own logits are NaN or infinite: its weights are "

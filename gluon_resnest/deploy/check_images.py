@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from gluon_resnest.data.decoding import decode
 from gluon_resnest.data.image_files import find_images, read_image
 from gluon_resnest.data.records import RecordFile
 from gluon_resnest.data.transforms import EvaluationTransform
 from gluon_resnest.errors import InputError
+from gluon_resnest.progress_bar import progress_bar
 
 
 def check_crops(path: Path, transform: EvaluationTransform, count: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def drawn_crops(photographs: Sequence[bytes], transform: EvaluationTransform) ->
 def _usable(total: int, count: int, read: Callable[[int], np.ndarray]) -> list[np.ndarray]:
     crops = []
     chosen = np.unique(np.linspace(0, max(0, total - 1), min(count, total)).round().astype(int))
-    for number in tqdm(chosen, "reading images", unit="image", leave=False, disable=None):
+    for number in progress_bar(chosen, desc="reading images", unit="image"):
         try:
             crops.append(read(int(number)))
         except InputError:

@@ -27,13 +27,13 @@ import mxnet as mx
 import numpy as np
 from mxnet.contrib import quantization
 from mxnet.gluon import SymbolBlock
-from tqdm import tqdm
 
 from gluon_resnest import runtime
 from gluon_resnest.deploy.graph import write_network
 from gluon_resnest.deploy.mxnet_graph import INPUT_NAME, SymbolWriter
 from gluon_resnest.errors import InputError
 from gluon_resnest.models.resnest import ResNeSt
+from gluon_resnest.progress_bar import progress_bar
 
 _BACKEND = "MKLDNN_QUANTIZE"  # fuses for, and later into, oneDNN's 8-bit operators
 _BINS = 2048  # of a histogram: 8 for each of 256 steps
@@ -87,7 +87,7 @@ def observe(run: Run, batches: Sequence[np.ndarray]) -> dict[str, Observed]:
         Normalised images, float32.
     """
     found: dict[str, Observed] = {}
-    for batch in tqdm(batches, "ranges", unit="batch", leave=False, disable=None):
+    for batch in progress_bar(batches, desc="ranges", unit="batch"):
         for name, values in run(batch).items():
             low, high = float(values.min()), float(values.max())
             if not np.isfinite((low, high)).all():
@@ -95,7 +95,7 @@ def observe(run: Run, batches: Sequence[np.ndarray]) -> dict[str, Observed]:
                                  "the weights are damaged or not trained")
             seen = found.setdefault(name, Observed())
             seen.low, seen.high = min(seen.low, low), max(seen.high, high)
-    for batch in tqdm(batches, "histograms", unit="batch", leave=False, disable=None):
+    for batch in progress_bar(batches, desc="histograms", unit="batch"):
         for name, values in run(batch).items():
             seen, values = found[name], values.reshape(-1)
             # An odd stride, for else some columns of a map would never be looked at.

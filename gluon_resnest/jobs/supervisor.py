@@ -24,7 +24,8 @@ from gluon_resnest.errors import InputError
 from gluon_resnest.jobs.hosts import Host, silent_hosts
 from gluon_resnest.jobs.job_command import LAUNCHERS, program_of, run_directory_of, words_of
 from gluon_resnest.jobs.job_processes import Job, adopt_orphans
-from gluon_resnest.jobs.supervisor_events import STOP, Signals, duration, outcome
+from gluon_resnest.jobs.supervisor_events import STOP, Signals, outcome
+from gluon_resnest.plain_text import duration
 
 BAD_INPUT = 2
 GIVEN_UP = 1

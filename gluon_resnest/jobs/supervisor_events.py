@@ -85,10 +85,3 @@ def outcome(code: int) -> str:
     except ValueError:
         return f"exit code {code}"
     return f"killed by {name}" if code < 0 else f"exit code {code} ({name})"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else (
-        f"{seconds:.1f} s")

@@ -18,6 +18,7 @@ from gluon_resnest import runtime
 from gluon_resnest.atomic import replacing
 from gluon_resnest.errors import InputError
 from gluon_resnest.models.variants import Variant
+from gluon_resnest.progress_bar import progress_bar
 
 # Of the store's answer, and how long other ranks wait while one of them downloads.
 _TIMEOUT_SECONDS = 60
@@ -122,18 +123,14 @@ def _download(url: str, path: Path, sha1: str) -> None:
 
 
 def _fetch(url: str, archive: Path) -> None:
-    from tqdm import tqdm  # `import gluon_resnest` needs MXNet and NumPy alone
-
     try:
         answer = urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _StoreError(f"cannot get {url} ({error})") from None
     length = answer.headers.get("Content-Length") or ""
     total = int(length) if length.isdigit() else None
-    # Without a terminal there is nobody to look at a bar.
-    with answer, open(archive, "wb") as file, tqdm(
-            total=total, unit="B", unit_scale=True, desc=url.rpartition("/")[2],
-            disable=None) as bar:
+    with answer, open(archive, "wb") as file, progress_bar(
+            total=total, unit="B", desc=url.rpartition("/")[2]) as bar:
         while True:
             try:
                 chunk = answer.read(_CHUNK)

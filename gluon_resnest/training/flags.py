@@ -118,7 +118,7 @@ def _add_run(run) -> None:
                      help="write a checkpoint every N epochs, and whenever validation is due "
                           "(default: 1)")
     run.add_argument("--log-interval", type=command_line.positive, default=50, metavar="N",
-                     help="write a line to metrics.jsonl every N steps (default: 50)")
+                     help="write a line to metrics.jsonl and to a log every N steps (default: 50)")
     run.add_argument("--save-dir", type=command_line.path, metavar="DIR",
                      help="run directory (default: runs/MODEL-DATE-TIME)")
     run.add_argument("--tensorboard", action="store_true", default=None,

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import mxnet as mx
-from tqdm import tqdm
 
 from gluon_resnest.training.throughput import memory_mb
 from gluon_resnest.training.watching.metrics import MetricsLog
@@ -40,13 +39,6 @@ class DataClock:
             yield batch
 
 
-def progress_bar(total: int, description: str, enabled: bool, unit: str = "step",
-                 done: int = 0) -> tqdm:
-    """A tqdm line; silent on every rank but the first."""
-    return tqdm(total=total, initial=done, desc=description, unit=unit, disable=not enabled,
-                leave=True, dynamic_ncols=True, mininterval=0.5)
-
-
 class StepLog:
     """Rank 0's line of metrics every so many steps, with means over the steps since the last.
 
@@ -75,7 +67,7 @@ class StepLog:
     def start_epoch(self, clock: DataClock) -> None:
         """Begin with the clock of another epoch; validation is no part of any line."""
         self.clock = clock
-        self._epoch_images = self._steps = self._images = 0
+        self.epoch_steps = self._epoch_images = self._steps = self._images = 0
         self._seconds = self._data_seconds = 0.0
 
     def due(self, step: int) -> bool:
@@ -88,6 +80,7 @@ class StepLog:
         A value that is None was not measured.
         """
         self._steps += 1
+        self.epoch_steps += 1
         self._images += images
         self._epoch_images += images
         if self._metrics is None or not self.due(step):

@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any, Iterable
 
 import numpy as np
-from tqdm import tqdm
 
 from gluon_resnest.data.sampling import Sampling
+from gluon_resnest.progress_bar import progress_bar
 
 # Before a progress line appears, seconds; 64 ranks on ImageNet take less.
 _PATIENCE = 3.0
@@ -82,8 +82,8 @@ def simulate_epoch(
     sizes = sampling.sizes(batch_size, world)
     read, rank_images, rank_steps, batch_sizes = [], [], [], []
     step_images = np.zeros(len(sizes), dtype=np.int64)
-    for rank in tqdm(range(world), desc=f"dealing epoch {epoch} to {world} ranks", unit="rank",
-                     leave=False, delay=_PATIENCE, disable=not progress):
+    for rank in progress_bar(range(world), desc=f"dealing epoch {epoch} to {world} ranks",
+                             unit="rank", delay=_PATIENCE, enabled=progress):
         batches = dealer.batches(epoch, batch_size, rank, world)
         read.append(np.concatenate(batches))
         images = np.array([len(positions) for positions in batches])

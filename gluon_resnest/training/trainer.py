@@ -15,6 +15,8 @@ from tqdm import tqdm
 from gluon_resnest.errors import InputError
 from gluon_resnest.evaluation import Result, evaluate
 from gluon_resnest.layers import scheduled_drop_prob, set_drop_prob, without_dropblock
+from gluon_resnest.plain_text import duration
+from gluon_resnest.progress_bar import ProgressLines, progress_bar
 from gluon_resnest.training import run_directory as files
 from gluon_resnest.training.agreement import AgreeingWorkers, Agreement
 from gluon_resnest.training.arrays import RunArrays
@@ -25,7 +27,7 @@ from gluon_resnest.training.ema import MovingAverage
 from gluon_resnest.training.preparation import Preparation
 from gluon_resnest.training.progress import EpochSums, Progress
 from gluon_resnest.training.recipe import Recipe
-from gluon_resnest.training.report import DataClock, progress_bar
+from gluon_resnest.training.report import DataClock
 from gluon_resnest.training.setup import (
     RunOptions,
     make_loaders,
@@ -196,15 +198,15 @@ class Trainer:
                 recipe.batch_size, workers.size, progress.position.legs).tolist()
             # The end of an epoch is where the schedule has it, whatever workers it began with.
             scheduled = range((epoch + 1) * whole - left + 1, (epoch + 1) * whole + 1)
-            with progress_bar(whole, f"epoch {epoch + 1}/{recipe.epochs}", workers.rank == 0,
-                              done=whole - left) as bar:
+            with progress_bar(total=whole, desc=f"epoch {epoch + 1}/{recipe.epochs}", leave=True,
+                              initial=whole - left, enabled=workers.rank == 0) as bar:
                 self._take_steps(list(zip(scheduled, sizes))[:take], bar)
         self.upcoming.close()
         if take == left and epoch + 1 < recipe.epochs and self._until_cap():
             # Its first batches are made while this one is validated and saved.
             self.upcoming = self.loader.epoch(epoch + 1)
 
-    def _take_steps(self, steps: list[tuple[int, int]], bar: tqdm) -> None:
+    def _take_steps(self, steps: list[tuple[int, int]], bar: Any) -> None:
         """Take steps, each with its number in the schedule and its global batch."""
         progress, epoch = self.progress, self.progress.position.epoch
         sums, before = progress.sums, replace(progress.sums)
@@ -269,15 +271,23 @@ class Trainer:
         self.watchdog.beat(f"step {progress.step}")
         return agreed
 
-    def _show(self, bar: tqdm, agreed: Agreement, images: int, scheduled: int) -> None:
+    def _show(self, bar: Any, agreed: Agreement, images: int, scheduled: int) -> None:
         progress, lr = self.progress, self.schedule(scheduled)
         loss, log = agreed.loss_sum / images, self.step_log
         log.add(progress.step, images, epoch=scheduled / len(self.loader), loss=loss, lr=lr,
                 grad_norm=self.norm, allreduce_seconds=self.allreduce_seconds)
-        bar.update()
         bar.set_postfix_str(
             f"loss {loss:.3f}, lr {lr:.4g}, {log.images_per_second:.1f} images/s, "
-            f"data {log.clock.share:.0%}", refresh=False)
+            f"data {log.clock.share:.0%}, {duration(self._seconds_left(scheduled))} left",
+            refresh=False)
+        bar.update()
+        if log.due(progress.step) and isinstance(bar, ProgressLines):
+            bar.say()
+
+    def _seconds_left(self, scheduled: int) -> float:
+        """Of the run, at the pace of this epoch, without the validations to come."""
+        steps = min(self.schedule.total_steps - scheduled, self._until_cap())
+        return self.step_log.clock.seconds / self.step_log.epoch_steps * steps
 
     # ---- checkpoints ----
 
@@ -341,8 +351,8 @@ class Trainer:
         return result if better else best
 
     def _validate(self) -> Result:
-        batches = tqdm(self._watched(), total=len(self.validation_loader), desc="validation",
-                       unit="batch", leave=False, disable=self.workers.rank != 0)
+        batches = progress_bar(self._watched(), total=len(self.validation_loader),
+                               desc="validation", unit="batch", enabled=self.workers.rank == 0)
         with without_dropblock(self.net):  # it would do nothing here, but cost a third of the time
             return evaluate(
                 self._logits, batches, self.validation_images,
