@@ -12,6 +12,10 @@ from typing import Callable, NoReturn
 
 from gluon_resnest import runtime, standard_streams
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import shortened
+
+# Of whole numbers; MXNet and file formats count in 32 bits.
+_LARGEST = 2**31 - 1
 
 # The launcher kills all ranks as soon as one has ended: the one that prints goes first.
 _HEAD_START = 2.0
@@ -87,7 +91,10 @@ def _whole_number(text: str, least: int) -> int:
     except ValueError:
         value = least - 1
     if value < least:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least {least}")
+        raise argparse.ArgumentTypeError(f"'{shortened(text)}' must be a whole number of at least "
+                                         f"{least}")
+    if value > _LARGEST:
+        raise argparse.ArgumentTypeError(f"'{shortened(text)}' is too large: at most {_LARGEST:,}")
     return value
 
 
@@ -95,7 +102,7 @@ def ratio(text: str) -> float:
     """Argument type: a number above 0 and at most 1."""
     value = _number(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"'{shortened(text)}' must be above 0 and at most 1")
     return value
 
 
@@ -103,7 +110,7 @@ def share(text: str) -> float:
     """Argument type: a number from 0 to 1."""
     value = _number(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a share from 0 to 1")
+        raise argparse.ArgumentTypeError(f"'{shortened(text)}' must be a share from 0 to 1")
     return value
 
 
@@ -111,7 +118,7 @@ def not_negative_number(text: str) -> float:
     """Argument type: a number of at least 0."""
     value = _number(text)
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a number of at least 0")
+        raise argparse.ArgumentTypeError(f"'{shortened(text)}' must be a number of at least 0")
     return value
 
 

@@ -88,3 +88,9 @@ def duration(seconds: float) -> str:
         return f"{days} d {hours} h"
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else (
         f"{seconds:.1f} s")
+
+
+def shortened(value: object, most: int = 80) -> str:
+    """One printable line of at most so many letters and an ellipsis, for an error."""
+    text = printable(" ".join(str(value)[: 10 * most].split()))
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -77,8 +77,8 @@ def test_the_command_line_goes_before_a_file(content, flags, expected, tmp_path)
     ("sharding: both", "must be one of fixed, global"),
     ("lr: [1, 2]", "which must be a single value"),
     ("- lr", "must have settings such as"),
-    ("lr: {", "is not YAML: while parsing"),
-    ("!!python/object/apply:os.system ['true']", "is not YAML: could not determine a constructor"),
+    ("lr: {", "is not YAML: line 1: expected the node content"),
+    ("!!python/object/apply:os.system ['true']", "line 1: could not determine a constructor"),
     ("", "must have settings such as"),
 ])
 def test_bad_files(content, words, tmp_path):

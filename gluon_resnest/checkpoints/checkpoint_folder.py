@@ -160,9 +160,14 @@ def _contents(folder: Path, step: int) -> Iterator[tuple[str, Any]]:
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise Damage(f"{name}: sha256 differs")
         try:
-            yield name, json.loads(content) if name == STATE else parse_arrays(content)
+            yield name, (json.loads(content, parse_constant=_refuse_constant) if name == STATE
+                         else parse_arrays(content))
         except (ValueError, RecursionError) as error:
             raise Damage(f"{name}: {error}") from None
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
 
 
 def _manifest(step: int, files: Mapping[str, Mapping[str, Any]]) -> bytes:

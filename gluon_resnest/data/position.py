@@ -7,6 +7,7 @@ from typing import Any
 
 from gluon_resnest.data.sampling import Leg, Sampling, joined
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import shortened
 
 
 @dataclass(frozen=True)
@@ -68,35 +69,39 @@ class Position:
             It is no position, or one of another file, seed or sharding.
         """
         if not isinstance(saved, dict):
-            raise InputError(f"{source} must be a dictionary, not {saved!r}")
+            raise InputError(f"{source} must be a dictionary, not {_shown(saved)}")
         expected = cls().as_dict(sampling)
         if set(saved) != set(expected):
             wrong = ", ".join(sorted(map(str, set(saved) ^ set(expected))))
             raise InputError(f"{source} must have the entries {', '.join(expected)}, and no "
-                             f"others: see {wrong}")
+                             f"others: see {shortened(wrong)}")
         for name in ("length", "seed", "sharding"):
             if type(saved[name]) is not type(expected[name]) or saved[name] != expected[name]:
                 raise InputError(
-                    f"{source} is of a run with {name} {saved[name]!r}, but this one has "
+                    f"{source} is of a run with {name} {_shown(saved[name])}, but this one has "
                     f"{expected[name]!r}: go on with the same --rec-train, --seed and --sharding")
         if not _is_count(saved["epoch"], 0):
-            raise InputError(f"{source} has epoch {saved['epoch']!r}, which must be a whole number "
-                             "of at least 0")
+            raise InputError(f"{source} has epoch {_shown(saved['epoch'])}, which must be a "
+                             "whole number of at least 0")
         if not isinstance(saved["legs"], (list, tuple)):
-            raise InputError(f"{source} has legs {saved['legs']!r}, which must be a list")
+            raise InputError(f"{source} has legs {_shown(saved['legs'])}, which must be a list")
         for leg in saved["legs"]:
             if not (isinstance(leg, (list, tuple)) and len(leg) == len(Leg._fields)
                     and all(_is_count(value, 1) for value in leg)):
-                raise InputError(f"{source} has the leg {leg!r}, which must be three whole numbers "
-                                 "of at least 1: workers, batch size and steps")
+                raise InputError(f"{source} has the leg {_shown(leg)}, which must be three whole "
+                                 "numbers of at least 1: workers, batch size and steps")
         legs = tuple(joined([Leg(*leg) for leg in saved["legs"]]))
         try:
             if legs:
                 sampling.steps(legs[-1].batch_size, legs[-1].world, legs)
         except InputError as error:
-            raise InputError(f"{source} has legs {saved['legs']!r} that cannot be: {error}"
+            raise InputError(f"{source} has legs {_shown(saved['legs'])} that cannot be: {error}"
                              ) from None
         return cls(saved["epoch"], legs)
+
+
+def _shown(value: Any) -> str:
+    return shortened(repr(value))
 
 
 def _is_count(value: Any, least: int) -> bool:

@@ -193,7 +193,7 @@ def _is_whole(value: Any, within: range) -> bool:
 def refuse_other_exports(folder: Path, model: str, form: str) -> None:
     """One folder, one card, one export: a second would get the first one's description."""
     try:
-        other = json.loads(read_text(folder / CARD, "card"))
+        other = read_json(folder / CARD, _LARGEST_CARD, _DEEPEST)
         found = other["model"], other["format"]
     except (OSError, ValueError, TypeError, KeyError):
         return

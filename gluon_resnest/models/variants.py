@@ -15,9 +15,11 @@ from typing import Any
 
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import attention_channels
+from gluon_resnest.plain_text import shortened
 
 # What the four stages divide the input's height and width by.
 TOTAL_STRIDE = 32
+LARGEST_INPUT = 8192
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class Variant:
                              ("in_channels", 1), ("final_drop", 0), ("dropblock_prob", 0)):
             if getattr(self, field) < least:
                 self._refuse(field, f"must be at least {least}")
+        for field, most in (("radix", 64), ("cardinality", 256), ("width", 1024),
+                            ("stem_width", 1024), ("in_channels", 4096)):
+            if getattr(self, field) > most:
+                self._refuse(field, f"is too large: at most {most}")
         for field in ("final_drop", "dropblock_prob"):
             if getattr(self, field) >= 1:
                 self._refuse(field, "must be below 1")
@@ -147,7 +153,7 @@ VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
 # be adapted to others, but then the published accuracy is not theirs.
 _IN_WEIGHTS = {"layers", "radix", "cardinality", "width", "stem_width"}
 _IN_ACCURACY = {*_IN_WEIGHTS, "in_channels"}
-_NAME = re.compile(r"resnest(\d+)(_fast)?(?:_(\d+)s(\d+)x(\d+)d)?")
+_NAME = re.compile(r"resnest([0-9]{1,4})(_fast)?(?:_([0-9]{1,4})s([0-9]{1,4})x([0-9]{1,4})d)?")
 
 
 def find_variant(name: str, **overrides: Any) -> Variant:
@@ -164,9 +170,9 @@ def find_variant(name: str, **overrides: Any) -> Variant:
     """
     variant = VARIANTS.get(name.lower()) or _by_rule(name.lower())
     if variant is None:
-        near = difflib.get_close_matches(name.lower(), VARIANTS, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name[:80].lower(), VARIANTS, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(VARIANTS)}"
-        raise InputError(f"unknown model '{name}': {hint}")
+        raise InputError(f"unknown model '{shortened(name)}': {hint}")
     known = {field.name for field in fields(Variant)} - {"name"}
     unknown = sorted(set(overrides) - known)
     if unknown:
@@ -194,7 +200,9 @@ def _by_rule(name: str) -> Variant | None:
 
 
 def check_input_size(size: int, origin: str) -> None:
-    """Refuse a square input whose map in the last stage would be smaller than one pixel."""
+    """Refuse a square input that is too large, or whose last map would be below one pixel."""
+    if size > LARGEST_INPUT:
+        raise InputError(f"{origin} {shortened(size)} is too large: give at most {LARGEST_INPUT}")
     if size < TOTAL_STRIDE:
         raise InputError(
             f"{origin} {size} is too small: the network divides height and width by "

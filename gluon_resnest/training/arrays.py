@@ -9,6 +9,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import shortened
 from gluon_resnest.training.distributed import Workers
 from gluon_resnest.training.ema import MovingAverage
 from gluon_resnest.training.update import Updater
@@ -86,6 +87,10 @@ class RunArrays:
         InputError
             They are of another network.
         """
+        for group in (WEIGHTS, _OPTIMIZER, _STATISTICS):
+            if group not in arrays:
+                raise InputError(f"{source} lacks {group}.params: copy it again from where it came "
+                                 "from, or delete its folder")
         saved = {name: array.shape for name, array in arrays[WEIGHTS].items()}
         wanted = {name: parameter.shape for name, parameter in self._parameters.items()}
         for name in [*wanted, *saved]:
@@ -94,6 +99,20 @@ class RunArrays:
                     f"{source} is of another network: its {name} is {saved.get(name)}, here it is "
                     f"{wanted.get(name)}; to start from its weights, give them with --params and "
                     "choose another --save-dir")
+        self._check_others(arrays, source)
+
+    def _check_others(self, arrays: Arrays, source: Path) -> None:
+        """The same for what goes with the weights, where there is any of it."""
+        shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        for group in (_OPTIMIZER, AVERAGE, _STATISTICS, _AVERAGE_STATISTICS):
+            for name, array in arrays.get(group, {}).items():
+                wanted, found = shapes.get(name.partition(":")[0]), array.shape
+                if group in (_STATISTICS, _AVERAGE_STATISTICS):  # of each rank
+                    found = found[1:] if len(found) and found[0] else None
+                if wanted != found:
+                    raise InputError(f"{group}.params in {source} has {array.shape} for "
+                                     f"{shortened(name)}, which cannot be: copy it again from "
+                                     "where it came from, or delete its folder")
 
     def set(self, arrays: Arrays | None) -> None:
         """Give every worker what :meth:`copy` gave; `arrays` is rank 0's, others give None."""

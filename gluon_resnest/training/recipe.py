@@ -10,6 +10,7 @@ from typing import Any
 from gluon_resnest.data.sampling import steps_per_epoch
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import Variant, check_input_size, find_variant
+from gluon_resnest.plain_text import shortened
 from gluon_resnest.training.schedule import Schedule, linear_scaling_rule
 
 IMAGENET_TRAIN_IMAGES = 1_281_167
@@ -110,11 +111,16 @@ class Recipe:
                 raise InputError(f"{flag_of(name)} {value} must be a number of at least {least}")
         if not 0 < self.crop_ratio <= 1:
             raise InputError(f"--crop-ratio {self.crop_ratio} must be above 0 and at most 1")
-        for name, most in _MOST.items():
+        for name, most in _BELOW.items():
             if getattr(self, name) >= most:
                 raise InputError(
                     f"{flag_of(name)} {getattr(self, name)} is too large: give less than {most}"
                 )
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise InputError(f"{flag_of(name)} {shortened(value)} is too large: give at most "
+                                 f"{most:,}")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise InputError(f"--temperature {self.temperature} must be above 0")
         if self.hard_weight > 1:
@@ -122,6 +128,7 @@ class Recipe:
         if self.accumulate > self.batch_size:
             raise InputError(f"--accumulate {self.accumulate} is more than the --batch-size "
                              f"{self.batch_size} that it divides")
+        self._check_batch()
         if self.teacher is not None:
             find_variant(self.teacher)
         elif self.teacher_params is not None:
@@ -132,6 +139,16 @@ class Recipe:
                 f"--warmup-epochs {self.warmup_epochs} leaves nothing of --num-epochs "
                 f"{self.epochs} for the cosine: give fewer"
             )
+
+    def _check_batch(self) -> None:
+        """Refuse a batch that no device can hold in arrays of MXNet."""
+        # The third convolution of the stem gives at least 64 channels at half the side.
+        part, side = -(-self.batch_size // self.accumulate), self.train_size // 2
+        if 64 * part * side * side > _MOST_ELEMENTS:
+            raise InputError(
+                f"--batch-size {self.batch_size} at --input-size {self.train_size} makes arrays "
+                f"of more than {_MOST_ELEMENTS:,} numbers, which MXNet cannot address: give "
+                "less, or a larger --accumulate")
 
     def peak_lr(self, world_size: int) -> float:
         """Largest learning rate of the run on `world_size` workers."""
@@ -158,7 +175,7 @@ class Recipe:
         As ``--flag then (now ...)``. What a recipe of an older version lacks was as by default.
         """
         defaults = {field.name: field.default for field in fields(self)}
-        return [f"{flag_of(name)} {saved.get(name, defaults[name])} (now {now})"
+        return [f"{flag_of(name)} {shortened(saved.get(name, defaults[name]))} (now {now})"
                 for name, now in self.as_dict().items()
                 if saved.get(name, defaults[name]) != now]
 
@@ -167,7 +184,14 @@ _LEAST = {"classes": 2, "batch_size": 1, "epochs": 1, "base_lr": 0, "lr": 0, "wa
           "warmup_lr": 0, "momentum": 0, "wd": 0, "label_smoothing": 0, "mixup_alpha": 0,
           "mixup_off_epoch": 0, "final_drop": 0, "dropblock_prob": 0, "color_jitter": 0,
           "lighting": 0, "seed": 0, "ema": 0, "accumulate": 1, "clip_norm": 0, "hard_weight": 0}
-_MOST = {"momentum": 1, "label_smoothing": 1, "final_drop": 1, "dropblock_prob": 1, "ema": 1}
+_BELOW = {"momentum": 1, "label_smoothing": 1, "final_drop": 1, "dropblock_prob": 1, "ema": 1}
+# Far above anything useful, and low enough that nothing overflows or takes for ever.
+_MOST = {"classes": 1_000_000, "batch_size": 1_000_000, "epochs": 1_000_000,
+         "warmup_epochs": 1_000_000, "mixup_off_epoch": 1_000_000, "accumulate": 1_000_000,
+         "seed": 2**63 - 1, "base_lr": 1e30, "lr": 1e30, "warmup_lr": 1e30, "wd": 1e6,
+         "clip_norm": 1e30, "temperature": 1e6, "mixup_alpha": 1e6, "color_jitter": 1e3,
+         "lighting": 1e3}
+_MOST_ELEMENTS = 2**31 - 1  # of an array, in MXNet's wheels
 
 
 def flag_of(field: str) -> str:

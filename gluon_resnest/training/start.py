@@ -13,6 +13,7 @@ from gluon_resnest.training import run_directory as files
 from gluon_resnest.training.ablation import published
 from gluon_resnest.training.progress import EpochSums, Progress
 from gluon_resnest.training.report import StepLog
+from gluon_resnest.training.saved_state import check_progress, check_state
 from gluon_resnest.training.saving import Saver
 from gluon_resnest.training.throughput import peak_gflops
 from gluon_resnest.training.watching.metrics import MetricsLog
@@ -116,13 +117,17 @@ def _look(trainer: Any, saver: Saver) -> _Found:
                 files.refuse_a_run(directory)
             files.clear_run_directory(directory)  # of what ended before its first checkpoint
             return _Found(lock)
+        source = saver.checkpoints.path(snapshot.step)
+        check_state(snapshot.state, snapshot.step, f"{source}/state.json")
         saver.check(snapshot.state, options.override)
-        trainer.arrays.check(snapshot.arrays, saver.checkpoints.path(snapshot.step))
+        trainer.arrays.check(snapshot.arrays, source)
         saver.checkpoints.set_aside_later(snapshot.step)
         result = files.read_result(directory)
         same = not trainer.recipe.differences(snapshot.state["recipe"])
         complete = (same and result is not None and result.get("complete") is True
                     and result.get("step") == snapshot.step)
+        if complete:
+            check_progress(result, snapshot.step, "the whole", str(directory / files.RESULT))
         return _Found(lock, snapshot, result if complete else None)
     except BaseException:
         lock.release()

@@ -172,15 +172,15 @@ class Updater:
     def loss_scale(self) -> dict[str, Any] | None:
         """State of mixed precision's loss scale, for JSON; None without."""
         scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
-        return scaler and {name: getattr(scaler, name) for name in _SCALER}
+        return scaler and {name: getattr(scaler, name) for name in SCALER_FIELDS}
 
     def set_loss_scale(self, saved: dict[str, Any] | None) -> None:
         """Take the state that :meth:`loss_scale` gave."""
         scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
         if scaler is not None and saved is not None:
-            for name in _SCALER:
+            for name in SCALER_FIELDS:
                 setattr(scaler, name, saved[name])
 
 
-_SCALER = ("_loss_scale", "_next_loss_scale", "_unskipped")
+SCALER_FIELDS = ("_loss_scale", "_next_loss_scale", "_unskipped")
 

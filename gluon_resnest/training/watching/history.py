@@ -8,13 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gluon_resnest.errors import InputError
-from gluon_resnest.plain_text import read_text
 from gluon_resnest.training.ablation import published
 from gluon_resnest.training.recipe import Recipe
 from gluon_resnest.training.run_directory import CONFIG, METRICS
+from gluon_resnest.training.strict_yaml import read_yaml
 from gluon_resnest.training.watching.metrics import read_metrics
 
 _IMAGENET_CLASSES = 1000
@@ -147,11 +145,11 @@ def _breaks(records: list[dict[str, Any]], plan: dict[str, Any]) -> list[tuple[f
 def _reference(folder: Path) -> Reference | None:
     """From the run's own settings; None where they cannot be read, or nothing was published."""
     try:
-        saved = yaml.safe_load(read_text(folder / CONFIG, "settings"))["recipe"]
+        saved = read_yaml(folder / CONFIG, "settings")["recipe"]
         known = {of.name for of in fields(Recipe)}
         recipe = Recipe(**{name: value for name, value in saved.items() if name in known})
         found = published(recipe)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # of another version, or no run of ours: there is nothing to compare with
     if recipe.classes != _IMAGENET_CLASSES or found["published_top1"] is None:
         return None
