@@ -234,6 +234,46 @@ def test_two_runs_in_one_directory(digits, tmp_path, tool):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_run_directory_that_is_taken_away_is_written_again(how, digits, tmp_path):
+    run = tmp_path / "run"
+    flags = ("--rec-val", digits / "val.rec", "--steps", 25)
+    with Job(*arguments(digits, run, *flags)) as job:
+        job.wait_for_step(3)
+        run.rename(tmp_path / "away")
+        if how == "deleted":
+            shutil.rmtree(tmp_path / "away")
+        assert job.end() == 0, job.output[-3000:]
+    assert job.steps() == list(range(1, 26))
+    assert checkpoints(run)[-1] == 25
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml", "classes.txt", "metrics.jsonl", "last.params", "best.params", "result.json",
+        "learning_curve.png"}
+    assert f"warning: {run} was deleted or moved while the run goes on" in job.output
+    assert not (run / "run.lock").exists()
+    assert_goes_on(digits, run, "--rec-val", digits / "val.rec")
+
+
+@pytest.mark.slow
+def test_another_run_in_the_place_of_a_deleted_one_is_left_alone(digits, tmp_path):
+    run = tmp_path / "run"
+    with Job(*arguments(digits, run)) as first:
+        first.wait_for_step(2)
+        first.process.send_signal(signal.SIGSTOP)
+        shutil.rmtree(run)
+        with Job(*arguments(digits, run, "--seed", 1)) as second:
+            second.wait_for_step(2)
+            first.process.send_signal(signal.SIGCONT)
+            assert first.process.wait(60) == 2
+            assert "another one has taken its place" in first.output
+            second.wait_for_step(max(second.steps()) + 2)
+            second.process.send_signal(signal.SIGTERM)
+            assert second.end() == 143
+    assert "seed: 1" in (run / "config.yaml").read_text()
+    assert checkpoints(run)
+
+
+@pytest.mark.slow
 def test_weights_that_are_not_finite_end_the_run_by_name(digits, tmp_path):
     """Both ranks know, and the last good checkpoint stays the last."""
     run = tmp_path / "run"

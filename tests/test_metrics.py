@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -180,9 +181,14 @@ def test_what_came_after_the_checkpoint_is_removed(tmp_path):
     first, second = (read_events(file) for file in event_files(tmp_path))
     assert scalars(first)["train/loss", 7] == 9
     assert [event.step for event in second
-            if event.session_log.status == SessionLog.START] == [7]  # all from there on is void
+            if event.session_log.status == SessionLog.START] == [6]  # all from there on is void
     assert second[1].session_log.status == SessionLog.START
+    # TensorBoard shows what metrics.jsonl has, so the validation of step 6 once.
+    shown = [(value.tag, event.step) for event in [
+        *(event for event in first if event.step < 6), *second] for value in event.summary.value]
+    assert len(shown) == len(set(shown))
     assert scalars(second) == {
+        ("train/loss", 6): pytest.approx(6.06), ("epoch/epoch", 6): 1,
         ("train/loss", 7): pytest.approx(8.07), ("train/loss", 8): pytest.approx(8.08),
         ("validation/epoch", 6): 1, ("validation/top1", 6): 20}
 
@@ -328,6 +334,40 @@ def test_a_file_that_was_taken_away_and_a_folder_that_came_back(tmp_path, capsys
     file.append(b"two\n")
     file.close()
     assert (folder / "file").read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_files_whose_folder_is_taken_away_are_written_again(how, tmp_path, capsys):
+    """As a person does who tidies up; nothing is missing, and it is said once."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    log = run_until(folder, 5)
+    if how == "deleted":
+        shutil.rmtree(folder)
+    else:
+        folder.rename(tmp_path / "elsewhere")
+    for step in (6, 7):
+        log.write("step", step=step, loss=step / 100)
+    log.close()
+    assert [record["step"] for record in strict_lines(folder)] == [0, 1, 2, 3, 4, 5, 6, 7]
+    (file,) = event_files(folder)
+    assert set(scalars(read_events(file))) == {("train/loss", step) for step in range(1, 8)}
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" was deleted or moved while the run goes on")[0] for line in said] == [
+        f"warning: {folder / 'metrics.jsonl'}", f"warning: {file}"]
+    if how == "moved":  # what went away is left as it was
+        assert len(read_metrics(tmp_path / "elsewhere" / "metrics.jsonl")) == 6
+
+
+def test_a_file_that_an_editor_has_saved_is_gone_on_with(tmp_path, capsys):
+    file = SteadyFile(tmp_path / "file")
+    file.append(b"one\ntwo\n")
+    (tmp_path / "new").write_bytes(b"two\n")  # editors rename what they have written
+    os.replace(tmp_path / "new", tmp_path / "file")
+    file.append(b"three\n")
+    file.close()
+    assert (tmp_path / "file").read_bytes() == b"two\nthree\n"
+    assert capsys.readouterr().err == ""
 
 
 def program(code: str, folder: Path) -> subprocess.Popen:

@@ -75,8 +75,21 @@ class RunLock:
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             self._file.flush()
 
+    def is_lost(self) -> bool:
+        """Whether the directory, or the file in it, was deleted, moved or replaced since."""
+        try:
+            there = os.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # a server that is away for a moment
+        return not os.path.samestat(there, os.fstat(self._file.fileno()))
+
     def release(self) -> None:
         """Let others in."""
+        if self.is_lost():  # what is there now may be another run's
+            self._file.close()
+            return
         with contextlib.suppress(OSError):
             self._path.unlink()
         with contextlib.suppress(OSError):

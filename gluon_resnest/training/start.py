@@ -41,6 +41,7 @@ class Start:
     progress: Progress
     complete: bool = False
     lock: files.RunLock | None = None
+    displaced: bool = False  # by another run, whose directory it is now
 
     def close(self) -> None:
         """Close the files, on rank 0."""
@@ -164,11 +165,40 @@ def _open(trainer: Any, start: Start, resumed: bool) -> None:
     start.metrics = MetricsLog(directory, trainer.options.tensorboard,
                                resumed_at=progress.step if resumed else None,
                                lines=progress.metrics_lines if resumed else None)
-    files.write_config(directory, {
+    _write_settings(trainer)
+
+
+def _write_settings(trainer: Any) -> None:
+    files.write_config(trainer.save_dir, {
         "recipe": trainer.recipe.as_dict(), "run": trainer.options.as_dict(),
         "workers": trainer.workers.size})
     if trainer.records.class_names:
-        files.write_class_names(directory / files.CLASSES, trainer.records.class_names)
+        files.write_class_names(trainer.save_dir / files.CLASSES, trainer.records.class_names)
+
+
+def renew_directory(trainer: Any, start: Start) -> bool:
+    """Make the run directory again if it was deleted or moved away; whether it was.
+
+    On rank 0. Its next checkpoint is to be written soon: the others went with the directory.
+
+    Raises
+    ------
+    InputError
+        Another run has taken its place.
+    """
+    if start.lock is None or not start.lock.is_lost():
+        return False
+    directory, start.lock = trainer.save_dir, None
+    try:
+        start.lock = files.RunLock(directory)
+    except InputError as error:
+        start.displaced = True
+        raise InputError(f"{directory} was deleted or moved while the run went on, and now "
+                         f"another one has taken its place: {error}", only_here=True) from None
+    trainer.warn(f"{directory} was deleted or moved while the run goes on: it is written again, "
+                 "with a checkpoint; the checkpoints and best weights until now went with it")
+    _write_settings(trainer)
+    return True
 
 
 def _described(trainer: Any, progress: Progress, peak: float) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from gluon_resnest.training.setup import (
     start_mixed_precision,
 )
 from gluon_resnest.training.signals import Stopped, Wishes
-from gluon_resnest.training.start import Start, begin_or_resume
+from gluon_resnest.training.start import Start, begin_or_resume, renew_directory
 from gluon_resnest.training.watchdog import Watchdog
 from gluon_resnest.training.watching.plots import draw_learning_curve
 
@@ -133,6 +133,7 @@ class Trainer:
             raise Abandoned("another worker stopped: its own line says why") from None
 
     def _prepare(self, start: Start) -> None:
+        self.start = start
         self.saver, self.metrics, self.step_log = start.saver, start.metrics, start.step_log
         self.bad_records = BadRecordLog(
             self.save_dir / files.BAD_RECORDS, self.loader.bad_records, self.workers)
@@ -143,7 +144,7 @@ class Trainer:
     def _give_up(self, discard: bool) -> None:
         self.bad_records.give_up(self.progress.position.epoch)
         self.saver.settle()
-        if discard and self.saver.last_step is None:
+        if discard and self.saver.last_step is None and not self.start.displaced:
             files.discard_unless_trained(self.save_dir)
 
     def say(self, text: str) -> None:
@@ -164,6 +165,8 @@ class Trainer:
                 break
             progress.position = progress.position.next_epoch()
             progress.sums = EpochSums()
+        if self._directory_was_lost():
+            self._save()
         if self.workers.rank == 0:
             if not saver.finish():
                 raise InputError(f"the last checkpoint is missing: {saver.failure}",
@@ -216,6 +219,8 @@ class Trainer:
         for (scheduled, size), batch in zip(steps, clock.waiting_for(self.upcoming)):
             self.bad_records.note(epoch)
             agreed = self._train_step(*batch, size, scheduled)
+            if renew_directory(self, self.start):
+                self.wishes.save = True
             sums.seconds = before.seconds + clock.seconds
             sums.data_seconds = before.data_seconds + clock.data_seconds
             self._show(bar, agreed, size, scheduled)
@@ -298,6 +303,14 @@ class Trainer:
             "progress": progress.as_dict(self.loader.sampling),
             "loss_scale": self.updater.loss_scale()})
 
+    def _directory_was_lost(self) -> bool:
+        """Make the run directory again if that is necessary; every worker is told, and saves."""
+        renewed = self.workers.together(lambda: renew_directory(self, self.start))
+        lost = self.workers.gather(renewed)[0]
+        if lost:
+            self.saver.last_step = None  # the one that was written is gone
+        return lost
+
     def _keep_wishes(self, agreed: Agreement) -> None:
         """Save if all know that it is wished or due; end if that is wished."""
         if agreed.save or agreed.stop or self.saver.due(self.progress.step):
@@ -322,7 +335,8 @@ class Trainer:
                      and (last or (often > 0 and (epoch + 1) % often == 0)))
         self.workers.average(self.arrays.statistics())
         # Before validation: a fault in the validation records must not cost the epoch.
-        if last or validated or (epoch + 1) % options.save_frequency == 0:
+        lost = self._directory_was_lost()
+        if last or validated or lost or (epoch + 1) % options.save_frequency == 0:
             self._save()
         self.workers.together(lambda: self.bad_records.share(epoch))
         if validated:

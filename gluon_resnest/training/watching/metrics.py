@@ -51,11 +51,14 @@ class MetricsLog:
         self._lock = threading.Lock()
         path = folder / METRICS
         with_events = can_write(tensorboard)
-        self._lines = _cut(path, resumed_at, lines) if path.is_file() else 0
+        kept = _cut(path, resumed_at, lines) if path.is_file() else []
+        self._lines = len(kept)
         self._file = SteadyFile(path)
-        self._events = TensorBoard(
-            folder / TENSORBOARD, None if resumed_at is None else resumed_at + 1,
-        ) if with_events else None
+        self._events = TensorBoard(folder / TENSORBOARD, resumed_at) if with_events else None
+        for record in map(_record, kept):
+            # TensorBoard forgets by steps alone: it is told again of what the lines still have.
+            if resumed_at is not None and record and record.get("step") == resumed_at:
+                self._show(record)
 
     @property
     def lines(self) -> int:
@@ -68,10 +71,15 @@ class MetricsLog:
         with self._lock:  # checkpoints are written by a thread of their own
             self._file.append(json.dumps(record, allow_nan=False).encode() + b"\n")
             self._lines += 1
-            if self._events is not None and event in _GROUPS and "step" in record:
-                scalars = {name: value for name, value in record.items()
-                           if name not in ("event", "time", "step")}
-                self._events.add_scalars(_GROUPS[event], record["step"], record["time"], scalars)
+            self._show(record)
+
+    def _show(self, record: dict[str, Any]) -> None:
+        """Write a record as TensorBoard's events, if there are any."""
+        if self._events is not None and record["event"] in _GROUPS and "step" in record:
+            scalars = {name: value for name, value in record.items()
+                       if name not in ("event", "time", "step")}
+            self._events.add_scalars(_GROUPS[record["event"]], record["step"],
+                                     record.get("time", 0.0), scalars)
 
     def close(self) -> None:
         with self._lock:
@@ -93,15 +101,15 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def _cut(path: Path, step: int | None, lines: int | None) -> int:
+def _cut(path: Path, step: int | None, lines: int | None) -> list[bytes]:
     """Remove the lines of later steps, those after the first `lines`, and a torn one at the end.
 
     A line that cannot be read is left for :func:`read_metrics` to complain of: the run must go on.
 
     Returns
     -------
-    int
-        Number of lines left.
+    list
+        The lines that are left.
     """
     content = _content(path)
     *whole, torn = content.split(b"\n")
@@ -112,7 +120,7 @@ def _cut(path: Path, step: int | None, lines: int | None) -> int:
     if wanted != content:
         with replacing(path) as temporary:
             temporary.write_bytes(wanted)
-    return len(kept)
+    return kept
 
 
 def _is_later(line: bytes, step: int | None) -> bool:

@@ -19,6 +19,7 @@ _MOST_KEPT = 10_000
 class SteadyFile:
     """Appends pieces of bytes, each whole or not at all.
 
+    If the file is deleted, or its folder moved away, while it is open, it is written again, whole.
     What cannot be written is said once, kept, and tried again before the next piece: a disk that
     is full for a while, or a server that is away, leaves no gap.
 
@@ -59,7 +60,7 @@ class SteadyFile:
         self._let_go()
 
     def _open(self) -> None:
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         found = os.fstat(self._file).st_size
         if found > self._size:  # half a piece, which the disk would not let go before
             os.ftruncate(self._file, self._size)
@@ -69,6 +70,8 @@ class SteadyFile:
         try:
             if self._file is None:
                 self._open()
+            elif self._is_lost():
+                self._write_again()
             while self._kept:
                 rest = memoryview(self._kept[0])
                 while rest:
@@ -83,6 +86,31 @@ class SteadyFile:
             self._let_go()
         else:
             self._failing = False
+
+    def _is_lost(self) -> bool:
+        """Whether the path is not this file's any more: nobody would find what is written."""
+        try:
+            there = os.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        return not os.path.samestat(there, os.fstat(self._file))
+
+    def _write_again(self) -> None:
+        """Give the path a file with all that the lost one holds, or go on with what is there."""
+        lost, size = self._file, self._size
+        self._file, self._size = None, sys.maxsize
+        try:
+            is_there = self._path.exists()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+            if is_there:  # as after an editor has saved it, which keeps what was in it
+                return
+            self._warn(f"{self._path} was deleted or moved while the run goes on: it is written "
+                       "again")
+            pieces = [os.pread(lost, min(1 << 20, size - at), at) for at in range(0, size, 1 << 20)]
+            self._kept = deque((*pieces, *self._kept), maxlen=_MOST_KEPT)
+        finally:
+            os.close(lost)
 
     def _let_go(self) -> None:
         if self._file is None:
