@@ -3,6 +3,13 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there is nothing to save yet
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends at once, and without a traceback
+
 import argparse
 import json
 import sys
@@ -13,7 +20,7 @@ from gluon_resnest.data.records import RecordFile
 from gluon_resnest.errors import InputError
 from gluon_resnest.evaluation import Result
 from gluon_resnest.training.ablation import find_recipe, published, recipe_table
-from gluon_resnest.training.distributed import Workers, connect
+from gluon_resnest.training.distributed import Abandoned, Workers, connect
 from gluon_resnest.training.flags import parse_arguments
 from gluon_resnest.training.plan import plan
 from gluon_resnest.training.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
@@ -105,6 +112,16 @@ def main() -> None:
         workers = connect(args.hang_timeout)
     except InputError as error:  # of this worker, perhaps: all end together
         args, workers = error, connect()
+    try:
+        train(args, workers)
+    except Exception as error:
+        if not workers.was_abandoned(error):
+            raise
+        raise Abandoned("another worker stopped: its own line says why") from None
+
+
+def train(args: argparse.Namespace | InputError, workers: Workers) -> None:
+    """Do what the command line asks for, with all workers."""
     trainer = workers.together(lambda: prepare(args, workers))
     stopped = None
     if trainer is not None:

@@ -94,7 +94,8 @@ class ProgressLines:
             figures.append(self._postfix)
         elif done and seconds > 0:
             plural = unit if unit == "MB" else f"{unit}s" if unit[-1] != "h" else f"{unit}es"
-            figures.append(f"{done / seconds / scale:.3g} {plural}/s")
+            rate = done / seconds / scale
+            figures.append(f"{rate:,.0f} {plural}/s" if rate >= 100 else f"{rate:.3g} {plural}/s")
             if self._total is not None and self.n < self._total:
                 figures.append(f"{duration(seconds / done * (self._total - self.n))} left")
         return f"{self._desc}: {', '.join(figures)}" if self._desc else ", ".join(figures)

@@ -113,6 +113,11 @@ def thread_count() -> int:
     return max(1, _first_integer(("OMP_NUM_THREADS",), usable_cores()))
 
 
+def engine_drops_errors() -> bool:
+    """Whether MXNet runs on NaiveEngine, which loses the errors of asynchronous operations."""
+    return os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine"
+
+
 def leave_cores_to_the_engine() -> None:
     """Keep this thread from an OpenMP team of its own; MXNet's engine has one that computes.
 
@@ -121,7 +126,7 @@ def leave_cores_to_the_engine() -> None:
     engine's team goes to sleep and is woken for each operator: with a batch of one image that
     took a fifth of the time. Under NaiveEngine this thread computes itself, and keeps its team.
     """
-    if os.environ.get("MXNET_ENGINE_TYPE") != "NaiveEngine":
+    if not engine_drops_errors():
         from mxnet.base import _LIB  # MXNet may be imported after `prepare` only
 
         _LIB.MXSetNumOMPThreads(ctypes.c_int(1))

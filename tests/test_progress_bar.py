@@ -117,9 +117,9 @@ def test_a_line_comes_by_the_clock_too(digits, tmp_path):
 
 def test_tools_draw_no_bar_in_a_log(digits, tmp_path):
     done = run_tool("scripts/pack_records.py", digits / "val", tmp_path / "val")
-    assert re.fullmatch(r"pack: image 61/61, [\d.e+]+ images/s\n", done.stderr)
+    assert re.fullmatch(r"pack: image 61/61, [\d.,]+ images/s\n", done.stderr)
     done = run_tool("scripts/pack_records.py", "--verify", tmp_path / "val.rec")
-    assert re.fullmatch(r"verify: record 61/61, [\d.e+]+ records/s\n", done.stderr)
+    assert re.fullmatch(r"verify: record 61/61, [\d.,]+ records/s\n", done.stderr)
 
 
 @pytest.mark.slow

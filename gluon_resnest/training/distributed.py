@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
@@ -26,6 +27,10 @@ class Abandoned(InputError):
     """Another worker has gone: no fault of the input here, and worth another try."""
 
     exit_code = 75  # "temporary failure" among the exit codes of sysexits.h
+
+
+class PeerLost(mx.MXNetError):
+    """A collective operation failed, as another worker has gone; its result is rubbish."""
 
 
 class Workers:
@@ -121,27 +126,65 @@ class HorovodWorkers(Workers):
         hvd.init()
         self._hvd = hvd
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        self._confirmations = 0
 
     def trainer(self, params, optimizer, fp16_allreduce=False):
-        if not fp16_allreduce:
-            return self._hvd.DistributedTrainer(params, optimizer)
         # Divided before they are summed: sums over many workers may be too large for float16.
-        return self._hvd.DistributedTrainer(
-            params, optimizer, compression=self._hvd.Compression.fp16,
-            gradient_predivide_factor=float(self.size))
+        flags = {"compression": self._hvd.Compression.fp16,
+                 "gradient_predivide_factor": float(self.size)} if fp16_allreduce else {}
+        trainer = self._hvd.DistributedTrainer(params, optimizer, **flags)
+        exchange = trainer._allreduce_grads
+
+        def exchange_and_confirm() -> None:
+            exchange()
+            self._confirm()
+
+        trainer._allreduce_grads = exchange_and_confirm
+        return trainer
 
     def sum(self, values):
         array = mx.nd.array(np.asarray(values, dtype=np.float64), dtype="float64")
-        return self._hvd.allreduce(array, name="sum", op=self._hvd.Sum).asnumpy()
+        total = self._hvd.allreduce(array, name="sum", op=self._hvd.Sum)
+        self._confirm()
+        return total.asnumpy()
 
     def add_up(self, array, name):
-        return self._hvd.allreduce_(array, name=name, op=self._hvd.Sum)
+        total = self._hvd.allreduce_(array, name=name, op=self._hvd.Sum)
+        self._confirm()
+        return total
 
     def broadcast(self, params):
         self._hvd.broadcast_parameters(params, root_rank=0)
+        self._confirm()
 
     def gather(self, value):
-        return self._hvd.allgather_object(value, name="gather")
+        # Not by allgather_object: it would unpickle whatever a failed operation leaves behind.
+        content = np.frombuffer(pickle.dumps(value), dtype=np.uint8)
+        sizes = self._all(np.array([len(content)], dtype=np.int64), "gather.sizes")
+        everyone = np.split(self._all(content, "gather"), np.cumsum(sizes)[:-1])
+        return [pickle.loads(part.tobytes()) for part in everyone]
+
+    def _all(self, values: np.ndarray, name: str) -> np.ndarray:
+        """The arrays of all workers, one behind the other."""
+        found = self._hvd.allgather(mx.nd.array(values, dtype=values.dtype), name=name)
+        self._confirm()
+        return found.asnumpy()
+
+    def _confirm(self) -> None:
+        """Raise :class:`PeerLost` if the operation before has failed.
+
+        MXNet's usual engines raise its error where the result is read. NaiveEngine drops it
+        (`NaiveEngine::OnComplete`), and what is read is rubbish. So there the workers count what
+        they have done together: a sum that does not come to that is of an operation that failed,
+        and after one all others fail too.
+        """
+        if not runtime.engine_drops_errors():
+            return
+        self._confirmations += 1
+        count = mx.nd.array([self._confirmations], dtype="float64")
+        answer = self._hvd.allreduce_(count, name="confirmation", op=self._hvd.Sum).asscalar()
+        if answer != self.size * self._confirmations:
+            raise PeerLost("another worker has gone: Connection closed by peer")
 
     def close(self):
         try:
@@ -152,7 +195,8 @@ class HorovodWorkers(Workers):
         self._hvd.shutdown()
 
     def was_abandoned(self, error):
-        return any(words in str(error) for words in _ABANDONED)
+        return isinstance(error, PeerLost) or (
+            isinstance(error, mx.MXNetError) and any(words in str(error) for words in _ABANDONED))
 
 
 def check_alike(workers: Workers, settings: Mapping[str, Any]) -> None:

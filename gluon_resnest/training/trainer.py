@@ -82,6 +82,11 @@ class Trainer:
         InputError
             Records that cannot be read, a loss that is no finite number, a disk that is full.
         """
+        # First: a signal must not end the process once the run directory is locked.
+        with self.wishes:
+            return self._run()
+
+    def _run(self) -> Result | None:
         workers = self.workers
         self.save_dir = workers.gather(self.options.save_dir)[0]  # its default holds the time
         check_alike(workers, {
@@ -97,14 +102,12 @@ class Trainer:
             start.close()
             return self.progress.best
         self._prepare(start)
-        # Until everything is on the disk a signal must not end the process.
-        with self.wishes:
-            try:
-                self._train_watched()
-            finally:
-                self.upcoming.close()
-                self.saver.settle()
-                start.close()
+        try:
+            self._train_watched()
+        finally:
+            self.upcoming.close()
+            self.saver.settle()
+            start.close()
         return self.progress.best
 
     def _train_watched(self) -> None:
@@ -158,6 +161,8 @@ class Trainer:
 
     def _train(self) -> None:
         progress, saver = self.progress, self.saver
+        if any(self.workers.gather(self.wishes.stop)):  # asked for while the run was prepared
+            self._stop(together=True)
         while True:
             self._train_epoch()
             self._finish_epoch()
