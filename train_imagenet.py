@@ -29,6 +29,8 @@ from gluon_resnest.training.setup import RunOptions
 from gluon_resnest.training.signals import Stopped, ignore_early_wishes
 from gluon_resnest.training.trainer import Trainer
 
+MOST_PLANNED = 65_536  # workers; each is simulated
+
 
 def resolve_recipe(args: argparse.Namespace, classes: int) -> Recipe:
     """The recipe of --model or --recipe with the flags that were given."""
@@ -66,6 +68,8 @@ def print_plan(args: argparse.Namespace) -> None:
         steps = [command_line.not_negative(step) for step in args.lr_at.split(",")]
     except argparse.ArgumentTypeError:
         raise InputError(f"--lr-at '{args.lr_at}' must be steps such as 0,100,200") from None
+    if args.world_size is not None and args.world_size > MOST_PLANNED:
+        raise InputError(f"--world-size {args.world_size} is too large: at most {MOST_PLANNED:,}")
     images, classes = train_images_and_classes(args)
     recipe = resolve_recipe(args, classes)
     speaks = runtime.launched_rank() == 0

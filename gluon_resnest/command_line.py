@@ -16,6 +16,7 @@ from gluon_resnest.plain_text import shortened
 
 # Of whole numbers; MXNet and file formats count in 32 bits.
 _LARGEST = 2**31 - 1
+_MOST_THREADS = 1024
 
 # The launcher kills all ranks as soon as one has ended: the one that prints goes first.
 _HEAD_START = 2.0
@@ -78,6 +79,14 @@ def path(text: str) -> Path:
 def positive(text: str) -> int:
     """Argument type: a whole number of at least 1."""
     return _whole_number(text, 1)
+
+
+def threads(text: str) -> int:
+    """Argument type: a number of threads, of which a process cannot have any number."""
+    value = _whole_number(text, 1)
+    if value > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"'{text}' is too large: at most {_MOST_THREADS:,}")
+    return value
 
 
 def not_negative(text: str) -> int:
@@ -188,5 +197,5 @@ def add_skip_flag(group) -> None:
 
 
 def add_thread_flag(group) -> None:
-    group.add_argument("--data-nthreads", type=positive, metavar="N",
+    group.add_argument("--data-nthreads", type=threads, metavar="N",
                        help="threads that decode images (default: one a core of this worker)")

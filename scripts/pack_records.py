@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
                         help="encode every image as JPEG of this quality, 1 to 100 "
                              "(default: copy the files' bytes; 95 where --resize shrinks)")
     # --num-thread is im2rec's name for it; --data-nthreads what all tools call it here.
-    parser.add_argument("--data-nthreads", "--num-thread", type=command_line.positive,
+    parser.add_argument("--data-nthreads", "--num-thread", type=command_line.threads,
                         dest="threads", default=default_threads(), metavar="N",
                         help="images prepared or verified at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0,

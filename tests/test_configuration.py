@@ -80,12 +80,36 @@ def test_the_command_line_goes_before_a_file(content, flags, expected, tmp_path)
     ("lr: {", "is not YAML: line 1: expected the node content"),
     ("!!python/object/apply:os.system ['true']", "line 1: could not determine a constructor"),
     ("", "must have settings such as"),
+    ("lr: 0.1\nkeep: 2\nlr: 0.2", "line 3: 'lr' is there twice: delete one"),
+    ("base-lr: 0.1\nbase_lr: 0.2", "has base_lr twice"),
+    ("epochs: 1\nnum-epochs: 2", "has epochs and num_epochs, which set the same"),
+    ("mixup: true\nno-mixup: true", "has mixup and no_mixup, which set the same"),
+    ("recipe: {lr: 1}\nlr: 2", "has lr twice"),
+    ("a: &a [x, y]\nlr: *a", "line 2: aliases (*) are not allowed here"),
+    ("x: {lr: 1}\n<<: {keep: 3}", "line 2: '<<' merges nothing here"),
+    ("lr: " + "[" * 900 + "]" * 900, "nested more than 20 deep"),
+    ("{lr: " * 900, "nested more than 20 deep"),
+    ("recipe: {1: 2}", "'1' is no name"),
+    ("lr: 2024-01-01", "lr: 2024-01-01, which --lr does not take"),
+    ("epochs: 1:30", "epochs: 1:30, which --epochs does not take"),
+    ("epochs: 0x7fffffffffffffffffff", "which --epochs does not take"),
+    ("keep: !!int abc", "line 1: 'abc' is no decimal number"),
+    ("keep: " + "9" * 5000, "line 1: a number of 5,000 digits"),
+    ("keep: '" + "9" * 4000 + "'", "which --keep does not take"),
+    ("keep: 99999999999", "is too large: at most 2,147,483,647"),
+    ("data-nthreads: 2000000000", "is too large: at most 1,024"),
+    ("'" + "x" * 900 + "': 1", "has the unknown setting 'xxx"),
+    ("sharding: " + "x" * 100_000, "must be one of fixed, global"),
+    ("!!binary aGVsbG8=: 1", "could not determine a constructor"),
+    ("? [1, 2]\n: 3", "found unhashable key"),
+    ("lr: \x07", "special characters are not allowed"),
 ])
 def test_bad_files(content, words, tmp_path):
     with pytest.raises(InputError) as error:
         parse(tmp_path / "a.yaml", content)
     assert words in str(error.value)
     assert "a.yaml" in str(error.value)
+    assert len(str(error.value)) < 700
 
 
 def test_a_missing_file(tmp_path):
@@ -98,12 +122,34 @@ def test_a_missing_file(tmp_path):
     ({"accumulate": 65, "batch_size": 64}, "--accumulate 65 is more than the --batch-size 64"),
     ({"clip_norm": -1}, "--clip-norm -1"), ({"temperature": 0}, "--temperature 0 must be above"),
     ({"hard_weight": 1.5}, "--hard-weight 1.5 must be at most 1"),
+    ({"batch_size": 10**7}, "--batch-size 10000000 is too large: give at most 1,000,000"),
+    ({"batch_size": 10**5}, "arrays of more than 2,147,483,647 numbers, which MXNet cannot"),
+    ({"train_size": 10**5}, "--input-size 100000 is too large: give at most 8192"),
+    ({"test_size": 10**5}, "--test-size 100000 is too large"),
+    ({"classes": 10**9}, "--classes 1000000000 is too large"),
+    ({"epochs": 10**9}, "--num-epochs 1000000000 is too large"),
+    ({"seed": 10**30}, "--seed 1000000000000000000000000000000 is too large"),
+    ({"lr": 1e300}, "--lr 1e+300 is too large"), ({"temperature": 1e9}, "--temperature"),
+    ({"model": "resnest50_1s999x64d"}, "cardinality 999 of resnest50_1s999x64d is too large"),
+    ({"model": "resnest50_99s1x64d"}, "radix 99 of resnest50_99s1x64d is too large"),
+    ({"model": "resnest50_1s1x99999d"}, "unknown model 'resnest50_1s1x99999d'"),
+    ({"model": "resnest50_1s1x9999d"}, "width 9999 of resnest50_1s1x9999d is too large"),
+    ({"model": "x" * 10**6}, "unknown model 'xxx"),
     ({"teacher": "resnest5"}, "resnest5"), ({"teacher_params": "a"}, "needs --teacher"),
 ])
 def test_settings_that_cannot_be(overrides, words):
     with pytest.raises(InputError) as error:
-        recipe_of("resnest14", **overrides)
+        recipe_of(overrides.pop("model", "resnest14"), **overrides)
     assert words in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_numbers_of_yaml_are_decimal_and_the_rest_is_text(tmp_path):
+    """As people mean them: YAML 1.1 reads 1:30 as 90, 010 as 8 and 1e-1 as text."""
+    args = parse(tmp_path / "a.yaml", "base-lr: 1e-1\nepochs: 010\nclasses: 1e1\n"
+                 "save-dir: 2024-01-01\nrec-train: 0x10\n")
+    assert (args.base_lr, args.epochs, args.classes) == (0.1, 10, 10)
+    assert (str(args.save_dir), str(args.rec_train)) == ("2024-01-01", "0x10")
 
 
 def test_differences_are_named_by_their_flags():

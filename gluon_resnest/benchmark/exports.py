@@ -60,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         metavar="N", help="images in a call (default: 1, 8 and 16)")
     parser.add_argument("--input-size", type=int, default=224, metavar="PX",
                         help="side of the square images (default: %(default)s)")
-    parser.add_argument("--threads", type=command_line.positive, metavar="N",
+    parser.add_argument("--threads", type=command_line.threads, metavar="N",
                         help="of every contestant (default: one a core)")
     parser.add_argument("--peer", nargs="+", choices=PEERS, default=[], metavar="NAME",
                         help=f"of {', '.join(PEERS)} (default: none)")

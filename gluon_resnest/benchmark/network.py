@@ -80,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="images in a call (default: 1 and 8 for forward, 8 for training)")
     parser.add_argument("--input-size", type=int, default=224, metavar="PX",
                         help="side of the square images (default: %(default)s)")
-    parser.add_argument("--threads", type=command_line.positive, metavar="N",
+    parser.add_argument("--threads", type=command_line.threads, metavar="N",
                         help="of every contestant but gluoncv-default (default: one a core)")
     parser.add_argument("--peer", nargs="+", default=[], metavar="LIBRARY[:NETWORK]",
                         help=f"of {', '.join(LIBRARIES)} (default: none)")

@@ -90,7 +90,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="side of the square result (default: %(default)s)")
     parser.add_argument("--batch-size", type=command_line.positive, default=64, metavar="N",
                         help="images in a batch (default: %(default)s)")
-    parser.add_argument("--threads", type=command_line.positive, metavar="N",
+    parser.add_argument("--threads", type=command_line.threads, metavar="N",
                         help="threads, or worker processes, of each contestant (default: one a "
                              "core)")
     parser.add_argument("--peer", nargs="*", choices=tuple(PEERS), metavar="NAME",
