@@ -7,9 +7,8 @@ from typing import Any, Callable
 
 import numpy as np
 
-from gluon_resnest.progress_bar import progress_bar
-
 from gluon_resnest.errors import InputError
+from gluon_resnest.progress_bar import progress_bar
 
 Forward = Callable[[np.ndarray], np.ndarray]
 
