@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-shuffle", action="store_true",
                         help="keep the source's order; for validation files only, since a worker "
                              "trains on one contiguous part of the file")
-    parser.add_argument("--classes-of", type=Path, metavar="TRAIN.rec",
+    parser.add_argument("--classes-of", type=command_line.path, metavar="TRAIN.rec",
                         help="give the classes the labels that they have in this file: for a "
                              "validation set that lacks some of them")
     parser.add_argument("--folders-are-classes", action="store_true",
