@@ -177,6 +177,7 @@ def test_predictions_name_the_files(tmp_path):
     ("1\t²\ta.png", "label '²' is not a class"),
     ("1\t1_0\ta.png", "label '1_0' is not a class"),
     ("1\t0\ta\0.png", "zero byte"),
+    ("1\t0\t" + "a" * 5000, "has 5,000 characters, more than the 4,096 that a file's may have"),
     ("1\t0\t ", "no path in"),
     ("1\t0", "2 fields in '1\\t0' instead of 3"),
     ("x" * 100_000, "1 fields in '" + "x" * 60 + "...' instead of 3"),

@@ -23,6 +23,7 @@ from gluon_resnest.plain_text import read_lines
 _INDEX = re.compile(r"[0-9]{1,18}", re.ASCII)
 _LABEL = re.compile(r"([0-9]{1,9})(\.0{0,9})?", re.ASCII)
 _LARGEST_LIST = 1 << 30  # bytes; ImageNet's has 6e7
+_LONGEST_PATH = 4096  # characters, on Linux
 _MOST_SHOWN = 60  # characters of a line in an error
 
 # Unicode's categories of what a line of text cannot hold: control characters (tabs and line breaks
@@ -166,6 +167,9 @@ def _parse_line(line: str, place: str) -> ListedImage:
         raise InputError(f"{place}: no path in {shown!r}; {form}")
     if "\0" in path:
         raise InputError(f"{place}: the path {_short(path)} has a zero byte; {form}")
+    if len(path) > _LONGEST_PATH:
+        raise InputError(f"{place}: the path {_short(path)} has {len(path):,} characters, more "
+                         f"than the {_LONGEST_PATH:,} that a file's may have; {form}")
     return ListedImage(int(index), float(label.group(1)), path)
 
 
