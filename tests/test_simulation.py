@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from gluon_resnest import progress_bar
 from gluon_resnest.data.position import Position
 from gluon_resnest.data.sampling import SHARDINGS, Leg, Sampling
 from gluon_resnest.errors import InputError
@@ -219,11 +220,11 @@ def test_too_many_ranks_are_bad_input() -> None:
 def test_progress_is_on_standard_error_and_late(capsys, monkeypatch) -> None:
     simulate_epochs(Sampling(5000), 8, 64, 1, progress=True)
     assert capsys.readouterr() == ("", "")  # it was done before a line was due
-    monkeypatch.setattr(simulation, "_PATIENCE", 0)
+    monkeypatch.setattr(progress_bar, "EVERY", 0)
     simulate_epochs(Sampling(5000), 8, 64, 1, progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "dealing epoch 0 to 64 ranks" in err
+    assert "dealing epoch 0 to 64 ranks: rank 64/64, " in err
 
 
 def test_shared_permutation_is_the_one_that_each_rank_makes() -> None:
