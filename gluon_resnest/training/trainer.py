@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -101,13 +102,13 @@ class Trainer:
             self.say(f"the run in {self.save_dir} is complete: nothing is left to do")
             start.close()
             return self.progress.best
-        self._prepare(start)
-        try:
-            self._train_watched()
-        finally:
-            self.upcoming.close()
-            self.saver.settle()
-            start.close()
+        with closing(start):
+            self._prepare(start)
+            try:
+                self._train_watched()
+            finally:
+                self.upcoming.close()
+                self.saver.settle()
         return self.progress.best
 
     def _train_watched(self) -> None:
