@@ -18,7 +18,6 @@ shrink. That of :mod:`gluon_resnest.deploy.onnx_int8` does.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable
@@ -26,11 +25,10 @@ from typing import Callable
 import mxnet as mx
 import numpy as np
 from mxnet.contrib import quantization
-from mxnet.gluon import SymbolBlock
 
 from gluon_resnest import runtime
 from gluon_resnest.deploy.graph import write_network
-from gluon_resnest.deploy.mxnet_graph import INPUT_NAME, SymbolWriter
+from gluon_resnest.deploy.mxnet_graph import INPUT_NAME, SymbolWriter, as_block
 from gluon_resnest.errors import InputError
 from gluon_resnest.models.resnest import ResNeSt
 from gluon_resnest.progress_bar import progress_bar
@@ -242,12 +240,7 @@ def _tensors(symbol: mx.sym.Symbol, parameters: Mapping[str, mx.nd.NDArray],
     inner = symbol.get_internals()
     known = set(inner.list_outputs())
     names = [name for name in names if name in known and name != INPUT_NAME]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that MXNet does not know the type of the input yet
-        block = SymbolBlock(mx.sym.Group([inner[name] for name in names]),
-                            [mx.sym.var(INPUT_NAME)])
-    for name, parameter in block.collect_params().items():
-        parameter._load_init(parameters[name], mx.cpu())
+    block = as_block(mx.sym.Group([inner[name] for name in names]), parameters)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, (value.asnumpy() for value in block(mx.nd.array(images)))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import mxnet as mx
 import numpy as np
@@ -11,6 +12,7 @@ from mxnet.gluon import HybridBlock, SymbolBlock, nn
 from gluon_resnest import runtime
 from gluon_resnest.deploy.graph import pixel_scale_and_offset, write_network
 from gluon_resnest.deploy.writer import Writer
+from gluon_resnest.layers import OneAtATime
 from gluon_resnest.models.resnest import ResNeSt
 
 INPUT_NAME, PIXELS_NAME = "data", "pixels"
@@ -117,15 +119,27 @@ def from_pixels(
         **parameters, "pixel_scale": mx.nd.array(scale), "pixel_offset": mx.nd.array(offset)}
 
 
-def deployed(net: ResNeSt) -> SymbolBlock:
-    """The deployment graph of `net` as a block for inference on the CPU, hybridized and fused."""
-    symbol, parameters = deployment_graph(net)
+class GraphBlock(OneAtATime, SymbolBlock):
+    """A symbol with its parameters, which several threads may call."""
+
+
+def as_block(
+    symbol: mx.sym.Symbol, parameters: Mapping[str, mx.nd.NDArray], input_name: str = INPUT_NAME,
+    ctx: mx.Context | None = None,
+) -> GraphBlock:
+    """A block that computes `symbol`, with the `parameters` that it names, on `ctx` (the CPU)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that MXNet does not know the type of the input yet
-        block = SymbolBlock(symbol, [mx.sym.var(INPUT_NAME)])
+        # That it does not know the type of the input yet, and about MXNet's NumPy interface.
+        warnings.simplefilter("ignore")
+        block = GraphBlock(symbol, [mx.sym.var(input_name)])
     for name, parameter in block.collect_params().items():
-        parameter._load_init(parameters[name], mx.cpu())
-    return fuse(block)
+        parameter._load_init(parameters[name], ctx or mx.cpu())
+    return block
+
+
+def deployed(net: ResNeSt) -> GraphBlock:
+    """The deployment graph of `net` as a block for inference on the CPU, hybridized and fused."""
+    return fuse(as_block(*deployment_graph(net)))
 
 
 def fuse(block: HybridBlock) -> HybridBlock:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Callable
 
 import mxnet as mx
 import numpy as np
-from mxnet.gluon import SymbolBlock
 
 from gluon_resnest.checkpoints.array_file import read_arrays
 from gluon_resnest.deploy.mxnet_graph import (
     INPUT_NAME,
     PIXELS_NAME,
+    GraphBlock,
+    as_block,
     deployment_graph,
     from_pixels,
     fuse,
@@ -90,7 +90,7 @@ def _files(prefix: Path) -> list[Path]:
 def import_symbol(
     symbol: Path, params: Path, ctx: mx.Context | None = None, input_name: str = INPUT_NAME,
     image_shape: tuple[int, int, int] | None = None, classes: int | None = None,
-) -> SymbolBlock:
+) -> GraphBlock:
     """The network in a pair of exported files, which may be a stranger's.
 
     MXNet's own parser, which follows whatever a file says, is given only what
@@ -156,14 +156,9 @@ def _arrays(params: Path) -> dict[str, np.ndarray]:
 
 
 def _block(graph: Graph, input_name: str, arrays: Mapping[str, np.ndarray],
-           ctx: mx.Context) -> SymbolBlock:
-    with warnings.catch_warnings():
-        # It looks for operators of MXNet's NumPy interface, which these graphs never use.
-        warnings.simplefilter("ignore")
-        net = SymbolBlock(mx.sym.load_json(graph.text()), [mx.sym.var(input_name)])
-    for name, parameter in net.collect_params().items():
-        parameter._load_init(mx.nd.array(arrays[name], dtype=np.float32), ctx)
-    return net
+           ctx: mx.Context) -> GraphBlock:
+    parameters = {name: mx.nd.array(array, dtype=np.float32) for name, array in arrays.items()}
+    return as_block(mx.sym.load_json(graph.text()), parameters, input_name, ctx)
 
 
 def symbol_runner(

@@ -14,6 +14,7 @@ from gluon_resnest.layers.normalization import (
     make_norm,
     norm_relu,
 )
+from gluon_resnest.layers.one_at_a_time import OneAtATime
 from gluon_resnest.layers.operators import portable_operators
 from gluon_resnest.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from gluon_resnest.layers.split_attention import SplitAttention, attention_channels
@@ -25,6 +26,7 @@ __all__ = [
     "GroupNorm",
     "NormLayer",
     "Normalize",
+    "OneAtATime",
     "SplitAttention",
     "attention_channels",
     "check_batch",

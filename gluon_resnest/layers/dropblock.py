@@ -10,6 +10,7 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import Block, HybridBlock, Parameter, ParameterDict
 
+from gluon_resnest.layers.one_at_a_time import without_other_calls
 from gluon_resnest.layers.operators import called_from, forget_graphs, is_symbol_for_others
 
 # Nothing is divided by a smaller share of kept cells: a finite scale, also in float16.
@@ -156,21 +157,23 @@ def without_dropblock(net: Block) -> Iterator[Block]:
     """Within it, `net` is traced without DropBlock: no operator of it is in an exported graph.
 
     Traced graphs are dropped on entry and exit, so run `net` once inside before ``net.export``.
-    If `net` is part of a larger hybridized block, give that one: its graph is not known here.
+    Calls by other threads wait. If `net` is part of a larger hybridized block, give that one: its
+    graph is not known here.
     """
     layers = [(layer, layer._left_out) for layer in _dropblocks(net)]
     if not layers:
         yield net
         return
-    for layer, _ in layers:
-        layer._left_out = True
-    forget_graphs(net)
-    try:
-        yield net
-    finally:
-        for layer, before in layers:
-            layer._left_out = before
+    with without_other_calls(net):
+        for layer, _ in layers:
+            layer._left_out = True
         forget_graphs(net)
+        try:
+            yield net
+        finally:
+            for layer, before in layers:
+                layer._left_out = before
+            forget_graphs(net)
 
 
 class _SeedRate(Parameter):

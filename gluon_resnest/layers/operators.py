@@ -10,6 +10,7 @@ by each layer that has two forms, and nothing else chooses.
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import contextmanager
 from functools import lru_cache
 from types import FrameType
@@ -19,8 +20,9 @@ import mxnet as mx
 from mxnet.gluon import Block, HybridBlock
 
 from gluon_resnest import runtime
+from gluon_resnest.layers.one_at_a_time import without_other_calls
 
-_portable_only = False
+_thread = threading.local()  # a graph is traced by the thread that calls
 
 
 def traces_for_cpu(F: Any) -> bool:
@@ -30,8 +32,12 @@ def traces_for_cpu(F: Any) -> bool:
     to a converter: ``net(mx.sym.var("data"))``, or whatever is traced within
     :func:`portable_operators`.
     """
-    return (not _portable_only and _built_for_cpu() and runtime.onednn_is_on()
+    return (not _portable_only() and _built_for_cpu() and runtime.onednn_is_on()
             and not is_symbol_for_others(F))
+
+
+def _portable_only() -> bool:
+    return getattr(_thread, "portable_only", False)
 
 
 @lru_cache(maxsize=None)
@@ -51,16 +57,17 @@ def portable_operators(net: Block) -> Iterator[Block]:
     """Within it, `net` is traced with operators that every build of MXNet has, and ONNX.
 
     Traced graphs are dropped on entry and exit, so run `net` once inside before ``net.export``.
-    If `net` is part of a larger hybridized block, give that one: its graph is not known here.
+    Calls by other threads wait. If `net` is part of a larger hybridized block, give that one: its
+    graph is not known here.
     """
-    global _portable_only
-    before, _portable_only = _portable_only, True
-    forget_graphs(net)
-    try:
-        yield net
-    finally:
-        _portable_only = before
+    with without_other_calls(net):
+        before, _thread.portable_only = _portable_only(), True
         forget_graphs(net)
+        try:
+            yield net
+        finally:
+            _thread.portable_only = before
+            forget_graphs(net)
 
 
 def forget_graphs(net: Block) -> None:

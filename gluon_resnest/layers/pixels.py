@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxnet.gluon import nn
+from gluon_resnest.layers.one_at_a_time import OneAtATime
 
 # Of ImageNet's training images, RGB, in units of 255 (paper: "RGB-normalized via
 # mean/standard-deviation rescaling"; the figures are those of the published weights).
@@ -10,7 +10,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Normalize(nn.HybridBlock):
+class Normalize(OneAtATime):
     """RGB pixels to zero mean and unit variance a channel.
 
     Shapes

@@ -14,6 +14,7 @@ from gluon_resnest.layers.normalization import (
     make_norm,
     norm_relu,
 )
+from gluon_resnest.layers.one_at_a_time import OneAtATime
 from gluon_resnest.layers.operators import traces_for_cpu
 
 
@@ -25,7 +26,7 @@ def attention_channels(channels: int, radix: int) -> int:
     return max(channels * radix // 4, 32)
 
 
-class SplitAttention(nn.HybridBlock):
+class SplitAttention(OneAtATime):
     r"""Grouped convolution whose R splits are weighed against each other, channel by channel.
 
     With cardinality K and radix R, the convolution makes G = K R feature groups. For the c-th

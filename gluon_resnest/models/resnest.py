@@ -13,6 +13,7 @@ from gluon_resnest.errors import InputError
 from gluon_resnest.layers import (
     DropBlock,
     NormLayer,
+    OneAtATime,
     SplitAttention,
     check_batch,
     fits_one_operator,
@@ -145,7 +146,7 @@ class StemConvolutions(nn.HybridSequential):
         return conv3(norm_relu(bn2, relu2, conv2(x)))
 
 
-class ResNeSt(nn.HybridBlock):
+class ResNeSt(OneAtATime):
     """Classifier: deep stem, four stages of bottlenecks, global average pooling, dense layer.
 
     Parameters
