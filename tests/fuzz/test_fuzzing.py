@@ -28,7 +28,7 @@ def misbehave(path: Path) -> None:
     if what == b"hang":
         time.sleep(60)
     if what == b"memory":
-        bytearray(1300 << 20)[:] = b"\1" * (1300 << 20)
+        len(b"\1" * (1200 << 20))
     if what == b"print":
         print('["accepted", ""]')
 
@@ -39,7 +39,7 @@ FAILURES = {b"bug": "KeyError: 'missing'", b"several lines": "not one short line
 
 @pytest.mark.slow
 def test_failures_are_found_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(fuzzing, "SECONDS", 5.0)
+    monkeypatch.setattr(fuzzing, "SECONDS", 10.0)
     contents = [content for what in FAILURES for content in (what, b"fine", b"refuse")]
     with pytest.raises(AssertionError) as caught:
         fuzz(misbehave, contents, tmp_path, ".txt")
