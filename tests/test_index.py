@@ -57,6 +57,12 @@ def test_cut_index_is_malformed(path: Path) -> None:
     refuse(path, r"a\.idx, line 6: '16' is not 'key <tab> offset'")
 
 
+def test_a_huge_file_is_no_index(path: Path) -> None:
+    """Of a hole of 10 GB, which would be read into memory."""
+    os.truncate(path.with_suffix(".idx"), 10_000_000_000)
+    refuse(path, r"a\.idx has more than 1,073,741,824 bytes, which is no index")
+
+
 def test_line_ends_of_other_systems(path: Path) -> None:
     index = path.with_suffix(".idx")
     index.write_bytes(index.read_bytes().replace(b"\n", b"\r\n"))

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import struct
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from gluon_resnest.data import recordio
+from gluon_resnest.data.packing import write_record
 from gluon_resnest.data.records import BadRecord, RecordFile
 from gluon_resnest.errors import InputError
 
@@ -319,3 +322,27 @@ class TestUnusableFiles:
         items = [(5, np.array([1.0, 2.0], np.float32), b"image")]
         path = write_with_mxnet(tmp_path / "a", items)
         self.expect(path, r"record 5 of .*a\.rec .* has 2 labels")
+
+
+def many_parts(path: Path, parts: int) -> Path:
+    """A record file whose second record has many parts, each of them a magic number apart."""
+    with path.open("wb") as file:
+        offsets = [0, write_record(file, 0, 0.0, b"image")]
+        write_record(file, 1, 0.0, MAGIC_BYTES * parts)
+    path.with_suffix(".idx").write_text("".join(f"{i}\t{at}\n" for i, at in enumerate(offsets)))
+    return path
+
+
+def test_parts_may_not_add_up_to_more_than_an_image(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(recordio, "_MOST_BYTES", 100)
+    with RecordFile(many_parts(tmp_path / "a.rec", 30)) as records:
+        assert records.read(0).payload == b"image"
+        with pytest.raises(BadRecord, match="its parts are longer than any image"):
+            records.read(1)
+
+
+def test_many_parts_take_no_longer_than_their_bytes(tmp_path) -> None:
+    with RecordFile(many_parts(tmp_path / "a.rec", 100_000)) as records:
+        start = time.monotonic()
+        assert records.read(1).payload == MAGIC_BYTES * 100_000
+        assert time.monotonic() - start < 20  # a second; it was minutes with their squares

@@ -35,6 +35,7 @@ from gluon_resnest.progress_bar import progress_bar
 # 18 digits fit into int64, and lines that do not are refused rather than misread.
 _LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
 
+_MOST_BYTES = 1 << 30  # of an index: 30 million records and more
 _CHUNK = 1 << 20
 # Without a record in its first GiB a file is none; a record's part has half of that at most.
 _FIRST_RECORD = 1 << 30
@@ -72,6 +73,9 @@ def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"index {path} does not exist; it must lie beside the .rec file or be named with its "
             f"flag: copy it there or {REMEDY}"
         )
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"index {path} has more than {_MOST_BYTES:,} bytes, which is no index; "
+                         f"copy it again, or remove it and it is rebuilt, or {REMEDY}")
     try:
         text = path.read_bytes()
     except OSError as error:

@@ -108,6 +108,7 @@ def read_record(descriptor: int, offset: int, guess: int) -> tuple[memoryview, i
     offset += PART_HEADER.size + padded(length)
     if kind == PART_WHOLE:
         return parts[0], offset
+    total = length
     while kind != PART_LAST:
         if length % 4:
             raise Damage(f"is damaged: a part of it has {length} bytes, not a multiple of 4")
@@ -116,7 +117,8 @@ def read_record(descriptor: int, offset: int, guess: int) -> tuple[memoryview, i
         if kind not in (PART_MIDDLE, PART_LAST):
             raise Damage("is damaged: its last part is missing")
         parts.append(_part_content(descriptor, offset, chunk, length))
-        if sum(map(len, parts)) > _MOST_BYTES:
+        total += len(MAGIC_BYTES) + length
+        if total > _MOST_BYTES:
             raise Damage("is damaged: its parts are longer than any image")
         offset += PART_HEADER.size + padded(length)
     return memoryview(MAGIC_BYTES.join(parts)), offset
