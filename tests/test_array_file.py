@@ -116,6 +116,30 @@ def test_files_of_networks(tmp_path: Path) -> None:
     assert (tmp_path / "again.params").read_bytes() == (tmp_path / "net.params").read_bytes()
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["before 0.12", "before 1.0"])
+@pytest.mark.parametrize("kind", KINDS[:5])
+def test_older_files_as_mxnet_reads_them(tmp_path: Path, rng, kind: str, older: bool) -> None:
+    arrays = {"arg:fc_weight": random_array(rng, kind, (2, 3, 1, 1)),
+              "aux:mean": random_array(rng, kind, (5,))}
+    content = struct.pack("<QQQ", 0x112, 0, len(arrays))
+    for array in arrays.values():
+        content += struct.pack("<Ii", 0xF993FAC8, array.ndim) + struct.pack(
+            f"<{array.ndim}q", *array.shape) if older else struct.pack(
+            f"<I{array.ndim}I", array.ndim, *array.shape)
+        content += struct.pack("<iii", 1, 0, KINDS.index(kind)) + array.tobytes()
+    content += struct.pack("<Q", len(arrays))
+    for name in arrays:
+        content += struct.pack("<Q", len(name)) + name.encode()
+    path = tmp_path / "old.params"
+    path.write_bytes(content)
+    found, loaded = read_arrays(path), mx.nd.load(str(path))
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        for other in (found[name], loaded[name].asnumpy()):
+            assert other.dtype == array.dtype
+            np.testing.assert_array_equal(other, array)
+
+
 def test_what_is_read_can_be_written_to_and_is_aligned(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.params", {"odd": np.zeros(3, np.uint8), "b": np.zeros(3)})
     array = read_arrays(tmp_path / "a.params")["b"]
@@ -195,10 +219,13 @@ class TestDamagedFiles:
     @pytest.mark.parametrize(("place", "value", "message"), [
         (0, struct.pack("<Q", 0x113), "begins otherwise"),
         (8, struct.pack("<Q", 1), "begins otherwise"),
-        (16, struct.pack("<Q", 1 << 62), "array 3 begins with|ends within array 3"),
-        (24, struct.pack("<I", 0xF993FACA), "array 0 begins with 0xf993faca"),
-        (28, struct.pack("<i", 1), "storage 1"),
+        (16, struct.pack("<Q", 1 << 62), "it says it has 4,611,686,018,427,387,904 arrays"),
+        (16, struct.pack("<Q", 4), "array 3 has|ends within array 3"),
+        (24, struct.pack("<I", 0xF993FACB), "array 0 begins with 0xf993facb"),
+        (28, struct.pack("<i", 3), "storage 3"),
+        (28, struct.pack("<i", -1), "storage -1"),
         (32, struct.pack("<i", 0), "0 dimensions"),
+        (32, struct.pack("<i", -1), "-1 dimensions"),
         (32, struct.pack("<i", 1 << 30), "dimensions"),
         (36, struct.pack("<q", 1 << 62), "ends within array 0"),
         (36, struct.pack("<q", -2), "shape"),
@@ -212,6 +239,13 @@ class TestDamagedFiles:
         path.write_bytes(content[:place] + value + content[place + len(value):])
         self.expect(path, message)
 
+    def test_sizes_that_no_file_has(self, path: Path) -> None:
+        write_arrays(path, {"n" * 4097: np.zeros(1)})
+        self.expect(path, "it says that a name has 4,097 bytes")
+        one = struct.pack("<I2I", 2, 0, 0) + struct.pack("<iii", 1, 0, 0)
+        path.write_bytes(struct.pack("<QQQ", 0x112, 0, 1_000_000) + one * 1_000_000)
+        self.expect(path, "it says it has 1,000,000 arrays")
+
     def test_two_arrays_of_a_name_and_names_that_are_no_text(self, path: Path) -> None:
         content = path.read_bytes()
         path.write_bytes(content.replace(b"fc.bias", b"fc.\xff\xff\xff\xff"))
@@ -222,12 +256,14 @@ class TestDamagedFiles:
 
     def test_other_files_of_mxnet(self, path: Path) -> None:
         mx.nd.save(str(path), [mx.nd.ones(3)])
-        self.expect(path, "1 arrays and 0 names")
+        self.expect(path, "its arrays have no names")
         mx.nd.save(str(path), {"a": mx.nd.ones((2, 2)).tostype("csr")})
-        self.expect(path, "array 0 has storage 2")
+        self.expect(path, r"array 0 is sparse \(csr\); save it as array.tostype\('default'\)")
+        mx.nd.save(str(path), {"a": mx.nd.ones((2, 2)).tostype("row_sparse")})
+        self.expect(path, r"array 0 is sparse \(row_sparse\)")
         with mx.util.np_shape(True):
             mx.nd.save(str(path), {"a": mx.nd.ones(3)})
-        self.expect(path, "array 0 begins with 0xf993faca instead of 0xf993fac9")
+        self.expect(path, "array 0 was saved under mx.util.np_shape")
 
     def test_no_file(self, tmp_path: Path) -> None:
         self.expect(tmp_path / "none.params", "cannot read .*: No such file")

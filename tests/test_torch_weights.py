@@ -153,7 +153,7 @@ def test_no_pickled_code_runs(tmp_path):
     with pytest.raises(InputError, match=r"wants to load torch.nn.modules.linear.Linear, which"):
         read_params(DATA / "torch_module.pth")
     # It would take 32 GB of memory.
-    with pytest.raises(InputError, match="opcode LONG_BINPUT 2147483647"):
+    with pytest.raises(InputError, match="opcode LONG_BINPUT"):
         read_params(torch_zip(tmp_path / "memo.pth", b"\x80\x02Nr\xff\xff\xff\x7f."))
 
 

@@ -40,7 +40,8 @@ def test_round_trip(saved):
 
 
 @pytest.mark.parametrize(("make", "words"), [
-    (lambda whole: whole[: len(whole) // 2], "is not a .params file, or is damaged"),
+    (lambda whole: whole[: len(whole) // 2], 
+     "is not a .params file of MXNet 1.9 with names, or is damaged"),
     (lambda whole: b"", "is an empty file: weights are .params files of Gluon"),
     (lambda whole: b"<html><body>403 Forbidden</body></html>" * 9, "is a web page: weights are"),
     (lambda whole: bytes(100), "is no file of weights, or damaged"),

@@ -15,6 +15,10 @@ Layout, all little-endian: the source of MXNet 1.9.1, ``src/ndarray/ndarray.cc``
         int32 kind of number, the numbers themselves
     uint64 number of names, then of each:
         uint64 length, UTF-8
+
+Read, and not written, are two older forms of an array (``NDArray::LegacyLoad``), which have no
+storage: 0xf993fac8 and dimensions as above; or, before MXNet 0.12, uint32 dimensions in the place
+of the magic number and uint32 of each.
 """
 
 from __future__ import annotations
@@ -32,8 +36,9 @@ import numpy as np
 from gluon_resnest.errors import InputError
 
 _START = (0x112, 0)
-_ARRAY_MAGIC = 0xF993FAC9
+_ARRAY_MAGIC, _OLDER_MAGIC, _NUMPY_MAGIC = 0xF993FAC9, 0xF993FAC8, 0xF993FACA
 _DENSE = 0
+_SPARSE = {1: "row_sparse", 2: "csr"}
 _CPU = (1, 0)
 _DEVICES = (1, 2, 3, 5)  # include/mxnet/base.h: CPU, GPU, pinned and shared memory
 _KINDS = {name: np.dtype(name).newbyteorder("<") for name in (
@@ -41,6 +46,9 @@ _KINDS = {name: np.dtype(name).newbyteorder("<") for name in (
 _FLAGS = {dtype: flag for flag, dtype in enumerate(_KINDS.values())}  # mshadow/base.h: TypeFlag
 _DTYPES = {flag: dtype for dtype, flag in _FLAGS.items()}
 _MOST_DIMENSIONS = 32  # NumPy's limit
+# resnest269 has 2,084 arrays, and a checkpoint a few times as many.
+_MOST_ARRAYS = 100_000
+_LONGEST_NAME = 4096  # bytes
 
 # Digesting and writing let go of Python's lock, once a chunk: so large that asking for it again
 # (up to 5 ms beside a thread of pure Python) does not count.
@@ -132,16 +140,21 @@ def parse_arrays(content: bytes) -> dict[str, np.ndarray]:
     if source.take("QQ", "its start") != _START:
         raise ValueError("it begins otherwise")
     (count,) = source.take("Q", "its start")
-    # No list of that many is made before: the number may be anything.
+    if count > _MOST_ARRAYS:
+        raise ValueError(f"it says it has {count:,} arrays")
     arrays = []
     while len(arrays) < count:
         arrays.append(source.array(len(arrays)))
     (named,) = source.take("Q", "its names")
+    if named == 0 < count:
+        raise ValueError("its arrays have no names")
     if named != count:
         raise ValueError(f"it has {count} arrays and {named} names")
     result: dict[str, np.ndarray] = {}
     for array in arrays:
         (length,) = source.take("Q", "its names")
+        if length > _LONGEST_NAME:
+            raise ValueError(f"it says that a name has {length:,} bytes")
         name = source.piece(length, "its names").decode("utf-8")
         if name in result:
             raise ValueError(f"it has two arrays {name!r}")
@@ -208,12 +221,7 @@ class _Source:
 
     def array(self, number: int) -> np.ndarray:
         what = f"array {number}"
-        magic, storage, dimensions = self.take("Iii", what)
-        if magic != _ARRAY_MAGIC:
-            raise ValueError(f"{what} begins with {magic:#010x} instead of {_ARRAY_MAGIC:#010x}")
-        if storage != _DENSE or not 1 <= dimensions <= _MOST_DIMENSIONS:
-            raise ValueError(f"{what} has storage {storage} and {dimensions} dimensions")
-        shape = self.take(f"{dimensions}q", what)
+        shape = self._shape(what)
         device, _, flag = self.take("iii", what)  # the device it was on; here it has none
         if min(shape) < 0 or device not in _DEVICES or flag not in _DTYPES:
             raise ValueError(f"{what} has shape {shape}, device {device}, kind {flag}")
@@ -221,6 +229,28 @@ class _Source:
         start = self._pass(size * dtype.itemsize, what)
         # A copy, since MXNet wants aligned memory and nothing in the file is aligned.
         return np.frombuffer(self._content, dtype, size, start).reshape(shape).copy()
+
+    def _shape(self, what: str) -> tuple[int, ...]:
+        (magic,) = self.take("I", what)
+        if magic == _ARRAY_MAGIC:
+            (storage,) = self.take("i", what)
+            if storage in _SPARSE:
+                raise ValueError(f"{what} is sparse ({_SPARSE[storage]}); save it as "
+                                 "array.tostype('default')")
+            if storage != _DENSE:
+                raise ValueError(f"{what} has storage {storage}")
+        elif magic == _NUMPY_MAGIC:
+            raise ValueError(f"{what} was saved under mx.util.np_shape, MXNet's NumPy shapes; save "
+                             "it without")
+        if magic in (_ARRAY_MAGIC, _OLDER_MAGIC):
+            (dimensions,), size = self.take("i", what), "q"
+        elif magic <= _MOST_DIMENSIONS:
+            dimensions, size = magic, "I"
+        else:
+            raise ValueError(f"{what} begins with {magic:#010x} instead of {_ARRAY_MAGIC:#010x}")
+        if not 1 <= dimensions <= _MOST_DIMENSIONS:
+            raise ValueError(f"{what} has {dimensions} dimensions")
+        return self.take(f"{dimensions}{size}", what)
 
     def _pass(self, size: int, what: str) -> int:
         start = self.place

@@ -13,8 +13,9 @@ import io
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -29,12 +30,18 @@ STORAGES = {
 # The names and shapes of resnest269 take 0.3 MB and some 30,000 places of the pickle's memo.
 LARGEST_HEADER = 32 << 20
 _LARGEST_MEMO = 1 << 22
+# resnest269's state dict has some 70,000. Each may leave an object behind, of a hundred bytes.
+_MOST_OPCODES = 1_000_000
+_LONGEST_SHOWN = 80  # characters of a name in an error
+# Tensors may share values, or repeat one: many times what a file holds is no network.
+_MOST_REPEATED, _SMALL = 4, 64 << 20
+MOST_DIMENSIONS = 32  # NumPy's limit
 _OPCODES = frozenset(
     "PROTO STOP MARK GLOBAL REDUCE BUILD BINPERSID NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 "
     "LONG1 BINFLOAT BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS "
     "EMPTY_DICT SETITEM SETITEMS BINGET LONG_BINGET BINPUT LONG_BINPUT".split())
 _MAKERS = {
-    "collections OrderedDict": collections.OrderedDict,
+    "collections OrderedDict": lambda: collections.OrderedDict(),
     "torch._utils _rebuild_tensor_v2": lambda storage, offset, shape, strides, *_: _Tensor(
         storage, offset, shape, strides),
     "torch._utils _rebuild_parameter": lambda data, *_: data,
@@ -74,9 +81,14 @@ class _Tensor(NamedTuple):
 
     def array(self, values: np.ndarray) -> np.ndarray:
         """A view on the storage's values, after making sure that it stays inside."""
+        if type(self.shape) is not tuple or type(self.strides) is not tuple or not (
+                len(self.shape) == len(self.strides) <= MOST_DIMENSIONS):
+            raise ValueError("a tensor has no shape, or other strides")
         numbers = (self.offset, *self.shape, *self.strides)
-        if len(self.shape) != len(self.strides) or not all(
-                type(number) is int and number >= 0 for number in numbers):
+        # No word about what they are instead: it may be of any size.
+        if not all(type(number) is int and -1 << 63 <= number < 1 << 63 for number in numbers):
+            raise ValueError("a tensor has an offset, a shape or strides that are no numbers")
+        if min(numbers) < 0:
             raise ValueError(f"a tensor of shape {self.shape} and strides {self.strides}")
         if 0 in self.shape:
             return np.zeros(self.shape, values.dtype)
@@ -95,7 +107,7 @@ def read_zip(path: Path) -> dict[str, np.ndarray]:
         names = archive.namelist()
         pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            held = ", ".join(names[:3]) or "nothing"
+            held = ", ".join(map(shown, names[:3])) or "nothing"
             raise InputError(f"{path} is a zip archive of {held}, not of PyTorch weights: unpack "
                              "it and give the file in it")
         root = pickles[0][: -len("data.pkl")]
@@ -111,6 +123,7 @@ def read_zip(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path} was written on a big-endian machine: save it on another")
         unpickler = _Unpickler(io.BytesIO(member("data.pkl", LARGEST_HEADER)), path)
         tree = unpickler.load()
+        _check_sizes(unpickler.storages, path)
         data = {key: storage.values(member(f"data/{key}", storage.nbytes))
                 for key, storage in unpickler.storages.items()}
     return _arrays(tree, data, path)
@@ -124,8 +137,11 @@ def read_legacy(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     _Unpickler(file, path).load()  # sizes of integers on the machine that wrote it
     unpickler = _Unpickler(file, path)
     tree = unpickler.load()
+    _check_sizes(unpickler.storages, path)
     data = {}
     for key in _Unpickler(file, path).load():
+        if type(key) is not str or key not in unpickler.storages:
+            raise ValueError("a storage that no tensor names")
         numel, storage = int.from_bytes(file.read(8), "little"), unpickler.storages[key]
         if numel != storage.numel:
             raise ValueError(f"storage {key} has {numel} of {storage.numel} values")
@@ -133,8 +149,21 @@ def read_legacy(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     return _arrays(tree, data, path)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Loads the next pickle of a file, once all of it has been found harmless."""
+def _check_sizes(storages: dict[str, Storage], path: Path) -> None:
+    """Refuse storages that cannot all be in the file: parts of an archive may overlap."""
+    size, held = sum(storage.nbytes for storage in storages.values()), path.stat().st_size
+    if size > held:
+        raise ValueError(f"storages of {size:,} bytes in a file of {held:,}")
+
+
+class _Unpickler(pickle._Unpickler):
+    """Loads the next pickle of a file, once all of it has been found harmless.
+
+    In Python, as the one in C cannot be told which keys a dictionary may have: to hash a tuple of
+    tuples that occur many times in each other may take for ever.
+    """
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="utf-8")
@@ -143,15 +172,29 @@ class _Unpickler(pickle.Unpickler):
 
     def load(self) -> Any:
         start = self._file.tell()
-        for opcode, value, _ in pickletools.genops(self._file):
+        head = io.BytesIO(self._file.read(LARGEST_HEADER))
+        for number, (opcode, value, _) in enumerate(pickletools.genops(head)):
+            if number == _MOST_OPCODES:
+                raise ValueError(f"its pickle has more than {_MOST_OPCODES:,} opcodes")
             if opcode.name == "GLOBAL":
                 self._check_global(value)
             # Python would make room for all places below the one that is named.
             elif opcode.name not in _OPCODES or (
                     opcode.name == "LONG_BINPUT" and value > _LARGEST_MEMO):
-                raise ValueError(f"pickle opcode {opcode.name} {value}")
+                raise ValueError(f"pickle opcode {opcode.name}")
         self._file.seek(start)
         return super().load()
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def find_class(self, module: str, name: str) -> Any:
         self._check_global(f"{module} {name}")
@@ -162,19 +205,35 @@ class _Unpickler(pickle.Unpickler):
     def _check_global(self, name: str) -> None:
         if name not in _MAKERS:
             raise InputError(
-                f"{self._path} wants to load {name.replace(' ', '.')}, which weights do not need "
-                "and is never run here; in PyTorch, if you trust the file, save its tensors "
+                f"{self._path} wants to load {shown(name.replace(' ', '.'))}, which weights do not "
+                "need and is never run here; in PyTorch, if you trust the file, save its tensors "
                 "alone: torch.save(model.state_dict(), 'weights.pth')"
             )
 
     def persistent_load(self, pid: Any) -> Storage:
+        if type(pid) is not tuple or len(pid) < 5:
+            raise ValueError("a storage has no description")
         word, kind, key, _, numel, *view = pid
-        storage = Storage(str(key), STORAGES[kind], int(numel))
-        if word != "storage" or storage.numel < 0 or any(part is not None for part in view):
-            raise ValueError(f"unknown storage {pid!r}")
+        if not (type(word) is type(kind) is type(key) is str and type(numel) is int) or (
+                word != "storage" or kind not in STORAGES or not 0 <= numel < 1 << 48
+                or any(part is not None for part in view)):
+            raise ValueError("unknown storage")
+        storage = Storage(key, STORAGES[kind], numel)
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise ValueError(f"storage {key} is named with several types")
+            raise ValueError(f"storage {shown(key)} is named with several types")
         return storage
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    if not all(type(key) in (str, int) for key in keys):
+        raise ValueError("a dictionary has keys that are neither text nor numbers")
+
+
+def shown(name: Any) -> str:
+    """A name from a file as an error shows it: short, and on one line."""
+    text = name if isinstance(name, str) else type(name).__name__
+    text = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return text if text.isprintable() else ascii(text)
 
 
 def _arrays(tree: Any, data: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
@@ -185,6 +244,13 @@ def _arrays(tree: Any, data: dict[str, np.ndarray], path: Path) -> dict[str, np.
         raise InputError(f"{path} holds a {type(tree).__name__}, not a state dict")
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise InputError(f"{path} is no state dict: {name!r} is no tensor in it; save "
+            raise InputError(f"{path} is no state dict: '{shown(name)}' is no tensor in it; save "
                              "model.state_dict() alone")
-    return {name: tensor.array(data[tensor.storage.key]) for name, tensor in tree.items()}
+        if not isinstance(value.storage, Storage):
+            raise ValueError(f"{shown(name)} has no storage")
+    arrays = {name: tensor.array(data[tensor.storage.key]) for name, tensor in tree.items()}
+    # Views take no memory, however often they repeat a value; what is made of them does.
+    size = sum(array.nbytes for array in arrays.values())
+    if size > max(_SMALL, _MOST_REPEATED * path.stat().st_size):
+        raise ValueError(f"tensors of {size:,} bytes in a file of {path.stat().st_size:,}")
+    return arrays

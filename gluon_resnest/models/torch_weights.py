@@ -7,28 +7,34 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from gluon_resnest.errors import InputError
 from gluon_resnest.models.torch_pickle import (
     BFLOAT16,
-    LARGEST_HEADER,
+    MOST_DIMENSIONS,
     STORAGES,
     Storage,
     read_legacy,
     read_zip,
+    shown,
 )
 
 _SAFETENSORS = {
     "F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": BFLOAT16, "I64": "<i8", "I32": "<i4",
 }
+# The header of resnest269 has 0.2 MB; lists in lists take fifty times the memory of their text.
+_LARGEST_JSON = 4 << 20
+_MOST_DIGITS = 18
+_LONGEST_REASON = 300
 _ZIP_START = b"PK\x03\x04"
 _COUNTER = "num_batches_tracked"
 
@@ -77,7 +83,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             raise
         except Exception as error:
             # Unpickling bytes that are no pickle raises whatever the bytes lead to.
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
             raise InputError(
                 f"{path} is not a PyTorch state dict, or is damaged ({reason})") from None
     if arrays and all(name.startswith("module.") for name in arrays):
@@ -110,20 +116,45 @@ def write_state_dict(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None
 
 def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
     length = int.from_bytes(file.read(8), "little")
-    if length > LARGEST_HEADER:
-        raise ValueError(f"header of {length} bytes")
-    header = json.loads(file.read(length))
+    if length > _LARGEST_JSON:
+        raise ValueError(f"header of {length:,} bytes")
+    header = json.loads(file.read(length), parse_int=_integer)
     header.pop("__metadata__", None)
-    body = file.read()
+    body = file.tell()
+    size = file.seek(0, os.SEEK_END) - body
+    places = sorted((*_place(name, entry, size), name) for name, entry in header.items())
+    # Tensors that share bytes could take any memory, however small the file.
+    for (_, end, one), (start, _, other) in zip(places, places[1:]):
+        if start < end:
+            raise ValueError(f"{shown(one)} and {shown(other)} lie on the same bytes")
     arrays = {}
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        storage = Storage(name, _SAFETENSORS[entry["dtype"]], math.prod(shape))
-        if not 0 <= first <= last <= len(body):
-            raise ValueError(f"{name} lies outside of the file")
-        arrays[name] = storage.values(body[first:last]).reshape(shape)
+    for first, last, name in places:
+        shape = tuple(header[name]["shape"])
+        storage = Storage(shown(name), _SAFETENSORS[header[name]["dtype"]], math.prod(shape))
+        if storage.nbytes != last - first:
+            raise ValueError(f"{shown(name)} has {last - first} of {storage.nbytes} bytes")
+        file.seek(body + first)
+        arrays[name] = storage.values(file.read(last - first)).reshape(shape)
     return arrays
+
+
+def _place(name: str, entry: Any, size: int) -> tuple[int, int]:
+    """First byte and end of a tensor in a body of `size` bytes, once its entry has been checked."""
+    (first, last), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
+    if type(dtype) is not str or dtype not in _SAFETENSORS:
+        raise ValueError(f"{shown(name)} is of {shown(dtype)}, not of {', '.join(_SAFETENSORS)}")
+    if type(shape) is not list or len(shape) > MOST_DIMENSIONS or not all(
+            type(number) is int and number >= 0 for number in (*shape, first, last)):
+        raise ValueError(f"{shown(name)} has no shape or place")
+    if not first <= last <= size:
+        raise ValueError(f"{shown(name)} lies outside of the file")
+    return first, last
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnest.atomic import replacing
+from gluon_resnest.checkpoints.array_file import read_arrays, write_arrays
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import torch_weights
 from gluon_resnest.models.input_channels import (
@@ -20,6 +21,7 @@ from gluon_resnest.models.input_channels import (
     held_channels,
 )
 from gluon_resnest.models.resnest import kaiming
+from gluon_resnest.models.torch_pickle import shown
 
 # First bytes of MXNet's files of arrays.
 _PARAMS_START = (0x112).to_bytes(8, "little")
@@ -157,14 +159,8 @@ def read_params(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _read_gluon(path: Path) -> dict[str, np.ndarray]:
-    try:
-        loaded = mx.nd.load(str(path))
-        named = loaded.items() if isinstance(loaded, dict) else enumerate(loaded)
-        arrays = {name: array.asnumpy() for name, array in named}
-    except (mx.MXNetError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{path} is not a .params file, or is damaged ({reason})") from None
-    if not arrays or 0 in arrays:
+    arrays = read_arrays(path)  # strictly: MXNet's own reader crashes on some damaged files
+    if not arrays:
         raise InputError(f"{path} holds no named arrays, so it is not a .params file of a network")
     if "arg:layer1_0_conv1_weight" in arrays:
         raise InputError(f"{path} belongs to a graph for inference, without normalisation: give "
@@ -217,8 +213,7 @@ def save_arrays(arrays: Mapping[str, np.ndarray], path: str | Path, layout: str)
         if layout == "pytorch":
             torch_weights.write_state_dict(temporary, arrays)
         else:
-            mx.nd.save(str(temporary), {key: mx.nd.array(array, dtype=array.dtype)
-                                        for key, array in arrays.items()})
+            write_arrays(temporary, arrays)
         written = read_params(temporary)
         for key, array in arrays.items():
             name = torch_weights.torch_name(key) if layout == "pytorch" else key
@@ -252,8 +247,9 @@ def _compare(
     extra = [name for name in found if name not in expected]
     shapes = [f"{name} is {found[name]} in the file, {expected[name]} in the network"
               for name in expected if name in found and found[name] != expected[name]]
+    named = [shown(name) for name in extra[:3]]
     faults = ([f"lacks {len(missing)} ({', '.join(missing[:3])})"] if missing else []) + (
-        [f"has {len(extra)} unknown ({', '.join(extra[:3])})"] if extra else []) + (
+        [f"has {len(extra)} unknown ({', '.join(named)})"] if extra else []) + (
         [f"differs in {len(shapes)} shapes ({'; '.join(shapes[:3])})"] if shapes else [])
     if faults:
         raise InputError(
