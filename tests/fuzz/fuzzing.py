@@ -19,6 +19,7 @@ GLUON_FUZZ_INPUTS is the number of inputs (150), GLUON_TEST_SEED chooses them.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -88,6 +89,40 @@ def mutate_text(content: bytes, rng: random.Random, words: Sequence[str]) -> byt
         if rng.random() < 0.2:
             lines.insert(rng.randrange(len(lines)), rng.choice(lines))
     return rng.choice((b"\n", b"\n", b"\n", b"\r\n", b"\r")).join(lines)
+
+
+def mutate_json(content: bytes, rng: random.Random, values: Sequence[object]) -> bytes:
+    """Bytes changed; or entries left out, added, exchanged, or replaced by one of `values`."""
+    if rng.random() < 0.25:
+        return mutate(content, rng, [content])
+    whole = json.loads(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        places = list(_places(whole))
+        if not places:
+            break
+        section, key = rng.choice(places)
+        kind = rng.randrange(10)
+        if kind == 0:
+            del section[key]
+        elif kind == 1 and isinstance(section, dict):
+            section[rng.choice([value for value in values if isinstance(value, str)])] = (
+                copy.deepcopy(section[key]))
+        elif kind == 1:
+            section.insert(key, copy.deepcopy(section[key]))
+        elif kind in (2, 3):
+            other, place = rng.choice(places)
+            section[key] = copy.deepcopy(other[place])
+        else:
+            section[key] = copy.deepcopy(rng.choice(values))
+    return json.dumps(whole).encode()
+
+
+def _places(value: dict | list) -> Iterator[tuple]:
+    """Each section or list in a value, with each key in it."""
+    for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        yield value, key
+        if isinstance(inner, (dict, list)):
+            yield from _places(inner)
 
 
 def mutations(

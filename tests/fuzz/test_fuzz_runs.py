@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from fuzzing import fuzz, inputs, mutate, mutations
+from fuzzing import fuzz, inputs, mutate, mutate_json, mutations
 
 from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
 from gluon_resnest.data.position import Position
@@ -91,33 +91,8 @@ PROGRESS = Progress(STEP, Position(0, (Leg(1, 8, STEP),)), EpochSums(56, 70.5, 3
 STATE = {"progress": PROGRESS, "loss_scale": None, "recipe": RECIPE.as_dict(), "workers": 1}
 
 
-def hostile_json(content: bytes, rng: random.Random) -> bytes:
-    """Bytes changed; or entries of it left out, added, or of another type or size."""
-    if rng.random() < 0.25:
-        return mutate(content, rng, [content])
-    whole = json.loads(content)
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        section, key = rng.choice(places(whole))
-        kind = rng.randrange(8)
-        if kind == 0:
-            del section[key]
-        elif kind == 1 and isinstance(section, dict):
-            section[rng.choice(WORDS)] = rng.choice(NUMBERS)
-        else:
-            section[key] = rng.choice((
-                *NUMBERS, *WORDS, None, True, [], {}, [[]], [[1, 8, 1]] * 2000, {"": None},
-                float("nan"), float("inf"), float("-inf")))
-    return json.dumps(whole).encode()
-
-
-def places(value: dict | list) -> list[tuple]:
-    """Each section or list, with each key in it."""
-    found = []
-    for key, of in list(value.items() if isinstance(value, dict) else enumerate(value)):
-        found.append((value, key))
-        if isinstance(of, (dict, list)):
-            found += places(of)
-    return found
+VALUES = (*NUMBERS, *WORDS, None, True, [], {}, [[]], [[1, 8, 1]] * 2000, {"": None},
+          float("nan"), float("inf"), float("-inf"))
 
 
 def read_state(path: Path) -> None:
@@ -167,6 +142,7 @@ def go_on(run: Path, state: bytes, result: bytes | None) -> None:
 @pytest.mark.parametrize(("target", "sample"), [
     (read_state, STATE), (read_result, {"complete": True, **PROGRESS})])
 def test_state(target, sample, tmp_path, seed):
-    contents = mutations([json.dumps(sample).encode()], inputs(), seed, hostile_json)
+    contents = mutations([json.dumps(sample).encode()], inputs(), seed,
+                         lambda content, rng: mutate_json(content, rng, VALUES))
     counts = fuzz(target, contents, tmp_path, ".json")
     assert min(counts["accepted"], counts["refused"]) > 0
