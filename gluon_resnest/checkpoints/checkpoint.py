@@ -195,7 +195,7 @@ class Checkpoints:
         temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
         _remove(temporary)
         try:
-            os.link(weights, temporary)
+            os.link(os.path.realpath(weights), temporary)  # not a link that says where it is
             # Killed here: `path` is what it was.
             os.replace(temporary, path)
         except OSError:  # the file system has no links, or `path` is on another one

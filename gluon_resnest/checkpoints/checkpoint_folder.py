@@ -214,6 +214,8 @@ def _read_file(folder: Path, name: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Damage(f"{name}: {error.strerror or error}") from None
+    except MemoryError:
+        raise Damage(f"{name}: larger than the memory") from None
 
 
 def _write_file(path: Path, content: bytes) -> str:

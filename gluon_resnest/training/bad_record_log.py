@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gluon_resnest.atomic import open_own
 from gluon_resnest.data.bad_records import BadRecords
 from gluon_resnest.data.records import BadRecord
 from gluon_resnest.errors import InputError
@@ -80,7 +81,7 @@ class BadRecordLog:
         if not entries:
             return
         try:
-            with open(self._path, "a+", encoding="utf-8") as file:
+            with open(self._path, "a+", encoding="utf-8", opener=open_own) as file:
                 # Several ranks write when a run ends; the lock goes with the file.
                 with contextlib.suppress(OSError):  # not every file system has locks
                     fcntl.flock(file, fcntl.LOCK_EX)

@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from gluon_resnest.atomic import replacing
+from gluon_resnest.atomic import open_own, replacing
 from gluon_resnest.errors import InputError
+from gluon_resnest.plain_text import read_text
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -56,10 +57,10 @@ class RunLock:
         self._path = directory / LOCK
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "a+", encoding="utf-8")
+            self._file = open(self._path, "a+", encoding="utf-8", opener=open_own)
         except OSError as error:
-            raise InputError(f"cannot write to --save-dir {directory}: "
-                             f"{error.strerror or error}") from None
+            where = self._path if os.path.lexists(self._path) else f"to --save-dir {directory}"
+            raise InputError(f"cannot write {where}: {error.strerror or error}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -126,8 +127,8 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 def read_result(path: Path) -> dict[str, Any] | None:
     """What :func:`write_result` wrote, or None."""
     try:
-        result = json.loads((path / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        result = json.loads(read_text(path / RESULT, "the result of the run"))
+    except (ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) else None
 

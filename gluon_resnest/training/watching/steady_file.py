@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gluon_resnest.atomic import open_own
 from gluon_resnest.errors import InputError
 
 # Pieces kept for a disk that may have room again; the oldest go first. A few MB at most.
@@ -60,7 +61,7 @@ class SteadyFile:
         self._let_go()
 
     def _open(self) -> None:
-        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        self._file = open_own(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         found = os.fstat(self._file).st_size
         if found > self._size:  # half a piece, which the disk would not let go before
             os.ftruncate(self._file, self._size)
