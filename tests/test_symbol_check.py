@@ -184,6 +184,11 @@ INT8 = {
     "no subgraph": (lambda g: fused(g).pop("subgraphs"), "must have a subgraph"),
     "two subgraphs": (lambda g: fused(g)["subgraphs"].append({}), "has 2 subgraphs"),
     "flags": (lambda g: fused(g)["attrs"].update(with_sum="true"), "contradict each other"),
+    "range below 0": (lambda g: fused(g)["attrs"].update(min_calib_range="-1"),
+                      "has a range below 0 after ReLU"),
+    "sum below 0": (lambda g: next(node for node in g["nodes"] if node["op"]
+                                   == "_contrib_quantized_elemwise_add")["attrs"]
+                    .update(min_calib_range="-1"), "has a range below 0 after ReLU"),
     "ranges": (lambda g: fused(g)["attrs"].update(max_calib_range="nan"), "'max_calib_range' ="),
     "float as 8 bits": (lambda g: fused(g)["inputs"][0].__setitem__(0, 0), "takes 8-bit"),
 }

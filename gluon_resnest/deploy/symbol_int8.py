@@ -60,6 +60,8 @@ def quantized_flatten(x, low, high):
 def quantized_add(x, y, *ends, min_calib_range, max_calib_range):
     require(x.shape == y.shape and min_calib_range < max_calib_range, "takes two of one shape", x,
             y)
+    # The radix's maps come from ReLU, so they are unsigned, and oneDNN adds them as such.
+    require(min_calib_range >= 0, "has a range below 0 after ReLU", x, y)
     return _eight_bit(x.shape)
 
 
@@ -92,6 +94,9 @@ def fused_convolution(inputs: Sequence[Value], attributes: Mapping[str, str],
     if not quantized:
         return [output]
     require(read["min_calib_range"] < read["max_calib_range"], "has an empty range", *inputs)
+    # After ReLU oneDNN gives unsigned numbers, and whatever reads them wants a range that says so.
+    require(len(kinds) == 1 or read["min_calib_range"] >= 0, "has a range below 0 after ReLU",
+            *inputs)
     return _eight_bit(output.shape)
 
 
