@@ -50,7 +50,7 @@ def read_text(path: str | Path, what: str, most_bytes: int = _MOST_BYTES) -> str
     if len(content) > most_bytes:
         raise InputError(f"cannot read {what} {path}: it has more than {most_bytes:,} bytes, too "
                          "many for a text file of this kind")
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    encoding = encoding_of(content)
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -61,6 +61,11 @@ def read_text(path: str | Path, what: str, most_bytes: int = _MOST_BYTES) -> str
         raise InputError(f"cannot read {what} {path}: it has zero bytes, so it is not text or is "
                          "UTF-16 without a byte-order mark; save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def encoding_of(content: bytes) -> str:
+    """The encoding that a byte-order mark tells, whose decoder drops the mark; else UTF-8."""
+    return next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -16,7 +16,13 @@ from conftest import run_tool
 from gluon_resnest.classifier import load_classifier
 from gluon_resnest.data.image_list import list_images
 from gluon_resnest.data.records import RecordFile, read_class_names
-from gluon_resnest.deploy.card import read_card, refuse_other_exports, sha256
+from gluon_resnest.deploy.card import (
+    describe_input,
+    describe_preprocessing,
+    read_card,
+    refuse_other_exports,
+    sha256,
+)
 from gluon_resnest.errors import InputError
 from gluon_resnest.jobs.hosts import read_hostfile
 from gluon_resnest.models import get_model, save_weights
@@ -138,7 +144,10 @@ def test_cards(encode, tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"weights")
     card = {"model": "resnest14", "format": "onnx",
             "files": {"a.onnx": sha256(tmp_path / "a.onnx")}, "classes": 1, "input_size": 64,
-            "crop_ratio": 0.875, "input": {}, "class_names": ["b\xeate"]}
+            "crop_ratio": 0.875, "class_names": ["b\xeate"],
+            "input": describe_input(64, pixels=False, any_size=False),
+            "preprocessing": describe_preprocessing(64, 0.875),
+            "output": {"shape": ["N", 1], "values": "logits"}}
     text = json.dumps(card, indent=2, ensure_ascii=False)
     (tmp_path / "model.json").write_bytes(encode(text))
     assert read_card(tmp_path)[0] == card

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gluon_resnest.plain_text import encoding_of
+
 _MOST_DIGITS = 15  # so that a float64 holds every number, too
 
 
@@ -38,12 +40,13 @@ def read_json(path: Path, largest: int, deepest: int) -> Any:
     if len(content) > largest:
         raise RefusedError(f"it has more than {largest} bytes")
     try:
-        read = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repeated_keys,
-                          parse_int=_integer, parse_float=_float, parse_constant=_no_number)
+        text = content.decode(encoding_of(content))
+        read = json.loads(text, object_pairs_hook=_without_repeated_keys, parse_int=_integer,
+                          parse_float=_float, parse_constant=_no_number)
     except RecursionError:
         raise RefusedError("it is nested too deeply") from None
     except UnicodeDecodeError:
-        raise RefusedError("it is not UTF-8") from None
+        raise RefusedError("it is not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise RefusedError(f"it is not JSON: {error}") from None
     _check_depth(read, deepest)
