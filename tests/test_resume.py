@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from pathlib import Path
 
@@ -109,31 +108,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(whole, digits
     assert "weights.params" in warning
     assert f"after step {before} " in job.output
     assert job.output.count("is damaged") == 1
-    assert_equal_runs(save_dir, uninterrupted)
-
-
-@pytest.mark.slow
-def test_pauses_and_checkpoints_by_signal_change_nothing(whole, digits, tmp_path):
-    """One rank is paused, then all of them for longer than --hang-timeout, as Slurm does it."""
-    ranks, uninterrupted = whole
-    save_dir = tmp_path / "run"
-    flags = ("--hang-timeout", 8)
-    with Job(*arguments(digits, save_dir, *flags, ranks=ranks), ranks=ranks, **EXACT) as job:
-        job.wait_for_step(3)
-        processes = job.rank_processes()
-        for paused, seconds in ((processes[-1:], 3), (processes, 11)):
-            for process in paused:
-                process.suspend()
-            time.sleep(0.5)
-            reached = max(job.steps())
-            time.sleep(seconds)
-            assert max(job.steps()) == reached
-            for process in paused:
-                process.resume()
-            for process in processes:
-                process.send_signal(signal.SIGUSR1)
-            job.wait_for_step(reached + 3)
-        assert job.end() == 0, job.output[-4000:]
     assert_equal_runs(save_dir, uninterrupted)
 
 
