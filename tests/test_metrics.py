@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -288,14 +289,22 @@ def test_it_is_not_wanted(tmp_path):
 # ---- disks that fail ----
 
 
-def test_a_full_disk_is_said_once_and_does_not_raise(capsys):
-    file = SteadyFile(Path("/dev/full"))
-    for _ in range(5):
-        file.append(b"line\n")
-    assert capsys.readouterr().err == ("warning: cannot write /dev/full: No space left on device; "
-                                       "the run goes on and tries again\n")
-    file.close()
+def test_a_disk_that_stays_full_is_said_once_and_does_not_raise(tmp_path, capsys):
+    path = tmp_path / "file"
+    file = SteadyFile(path)
+    soft, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, most))  # bytes a file
+    try:
+        for _ in range(5):
+            file.append(b"line\n")
+        during = capsys.readouterr().err
+        file.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, most))
+    assert during == (f"warning: cannot write {path}: File too large; "
+                      "the run goes on and tries again\n")
     assert "lacks what was written last" in capsys.readouterr().err
+    assert path.read_bytes() == b"line\n"
 
 
 def test_after_a_failure_in_the_middle_of_a_line_nothing_is_torn_and_nothing_is_missing(
