@@ -31,7 +31,7 @@ setup(
         "horovod": ["horovod==0.28.1"],
         # 1.19 dropped onnx.mapping, which MXNet's exporter imports.
         "onnx": ["onnx>=1.13,<1.19", "onnxruntime>=1.14"],
-        # Its messages and checksums are what training/watching/tensorboard.py writes events with.
+        # Its messages and checksums are what runs/tensorboard.py writes events with.
         "tensorboard": ["tensorboardX>=2.6"],
         "lint": ["ruff"],
         "dev": [

@@ -16,18 +16,18 @@ import sys
 
 from gluon_resnest import command_line, runtime
 from gluon_resnest.data.class_names import check_classes, check_several_classes
-from gluon_resnest.data.records import RecordFile
+from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
-from gluon_resnest.evaluation import Result
-from gluon_resnest.training.ablation import find_recipe, published, recipe_table
-from gluon_resnest.training.distributed import Abandoned, Workers, connect
-from gluon_resnest.training.flags import parse_arguments
-from gluon_resnest.training.plan import plan
-from gluon_resnest.training.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
-from gluon_resnest.training.run_directory import default_run_directory
-from gluon_resnest.training.setup import RunOptions
+from gluon_resnest.planning.plan import plan
+from gluon_resnest.runs.run_directory import default_run_directory
+from gluon_resnest.tasks.classification.ablation import find_recipe, published, recipe_table
+from gluon_resnest.tasks.classification.build import RunOptions
+from gluon_resnest.tasks.classification.evaluation import Result
+from gluon_resnest.tasks.classification.flags import parse_arguments
+from gluon_resnest.tasks.classification.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
 from gluon_resnest.training.signals import Stopped, ignore_early_wishes
 from gluon_resnest.training.trainer import Trainer
+from gluon_resnest.workers import Abandoned, Workers, connect
 
 MOST_PLANNED = 65_536  # workers; each is simulated
 

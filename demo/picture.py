@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from gluon_resnest import command_line
 from gluon_resnest.classifier import load_classifier
-from gluon_resnest.data.image_files import read_image
+from gluon_resnest.data.images.image_files import read_image
+from gluon_resnest.drawing.run_plots import draw_curves
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.watching.plots import draw_curves
 
 ROWS, COLUMNS = 3, 5
 EXAMPLES = """

@@ -10,13 +10,13 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from gluon_resnest.data.transforms import EvaluationTransform
+from gluon_resnest.data.augment.transforms import EvaluationTransform
 from gluon_resnest.deploy.card import CARD
 from gluon_resnest.deploy.exporting import run_exported
 from gluon_resnest.deploy.symbol import on_device
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import ResNeSt, check_input_size, find_variant, get_model
-from gluon_resnest.models.weights import classes_in, load_arrays, read_params
+from gluon_resnest.models.weights.files import classes_in, load_arrays, read_params
 from gluon_resnest.plain_text import read_lines
 
 CROP_RATIO = 0.875

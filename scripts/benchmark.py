@@ -6,16 +6,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not installed
+
+from benchmarks import exports, network, pipeline, tables, training
+from benchmarks.contest import ContestError
 from gluon_resnest import command_line
-from gluon_resnest.benchmark import exports, network, pipeline, tables, training
-from gluon_resnest.benchmark.contest import ContestError
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import check_input_size, find_variant, list_models
-from gluon_resnest.models.cost import Cost, summary
-from gluon_resnest.training.ablation import published_weights_accuracy
+from gluon_resnest.planning.cost import Cost, summary
+from gluon_resnest.tasks.classification.ablation import published_weights_accuracy
 
 EXAMPLES = """
   python scripts/benchmark.py cost

@@ -11,7 +11,7 @@ from __future__ import annotations
 from gluon_resnest import command_line
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import get_model
-from gluon_resnest.models.weights import (
+from gluon_resnest.models.weights.files import (
     classes_in,
     input_channels_in,
     match_arrays,

@@ -8,14 +8,19 @@ import sys
 import time
 
 from gluon_resnest import command_line
-from gluon_resnest.assessment import Assessor, check_picture, draw_calibration, draw_confusion
 from gluon_resnest.classifier import load_classifier
 from gluon_resnest.data.class_names import check_class_names
-from gluon_resnest.data.loader import EvaluationLoader
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.evaluation import evaluate
+from gluon_resnest.data.loading.loader import EvaluationLoader
+from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.progress_bar import progress_bar
-from gluon_resnest.training.distributed import Workers, device
+from gluon_resnest.tasks.classification.assessment import (
+    Assessor,
+    check_picture,
+    draw_calibration,
+    draw_confusion,
+)
+from gluon_resnest.tasks.classification.evaluation import evaluate
+from gluon_resnest.workers import Workers, device
 
 EXAMPLES = """
   python scripts/evaluate.py --model resnest50 --params resnest50.params --rec-val val.rec

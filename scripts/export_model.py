@@ -13,8 +13,8 @@ import sys
 import numpy as np
 
 from gluon_resnest import command_line
-from gluon_resnest.benchmark.photographs import photographs
 from gluon_resnest.classifier import Classifier, is_exported, load_classifier
+from gluon_resnest.data.images.made_photographs import photographs
 from gluon_resnest.deploy.card import read_card
 from gluon_resnest.deploy.check_images import check_crops, drawn_crops
 from gluon_resnest.deploy.exporting import FORMATS, LEAST_AGREEMENT, Description, export

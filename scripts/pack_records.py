@@ -13,8 +13,8 @@ import json
 import sys
 
 from gluon_resnest import command_line
-from gluon_resnest.data.packing import PackOptions, default_threads, pack
-from gluon_resnest.data.verification import verify
+from gluon_resnest.data.records.packing import PackOptions, default_threads, pack
+from gluon_resnest.data.records.verification import verify
 
 FAULTS_FOUND = 1
 

@@ -13,9 +13,9 @@ import math
 from pathlib import Path
 
 from gluon_resnest import command_line
+from gluon_resnest.drawing.run_plots import draw_runs
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.watching.history import RunHistory, read_history, run_labels
-from gluon_resnest.training.watching.plots import draw_runs
+from gluon_resnest.runs.history import RunHistory, read_history, run_labels
 
 EXAMPLES = """
   python scripts/plot_run.py runs/resnest50-20261123-101500

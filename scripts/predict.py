@@ -18,13 +18,13 @@ import numpy as np
 
 from gluon_resnest import command_line
 from gluon_resnest.classifier import Classifier, load_classifier
-from gluon_resnest.data.image_files import ImageFile, find_images, read_image
+from gluon_resnest.data.images.image_files import ImageFile, find_images, read_image
+from gluon_resnest.drawing.explanation_picture import check_folder, draw_explanation, picture_paths
 from gluon_resnest.errors import InputError
 from gluon_resnest.explaining import explain
-from gluon_resnest.explaining.picture import check_folder, draw_explanation, picture_paths
 from gluon_resnest.plain_text import printable
 from gluon_resnest.progress_bar import progress_bar
-from gluon_resnest.training.distributed import Workers, device
+from gluon_resnest.workers import Workers, device
 
 EXAMPLES = """
   python scripts/predict.py --model resnest50 --params resnest50.params photo.jpg

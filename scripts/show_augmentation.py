@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnest import command_line
-from gluon_resnest.data import contact_page, contact_sheet
-from gluon_resnest.data.decoding import decode
-from gluon_resnest.data.draws import sample_generator
-from gluon_resnest.data.image_files import read_image
-from gluon_resnest.data.mixup import MIXUP_STREAM, draw_lambdas
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.transforms import TrainTransform
+from gluon_resnest.data.augment.draws import sample_generator
+from gluon_resnest.data.augment.transforms import TrainTransform
+from gluon_resnest.data.images.decoding import decode
+from gluon_resnest.data.images.image_files import read_image
+from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.drawing import contact_page, contact_sheet
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import list_models
-from gluon_resnest.training.recipe import Recipe, recipe_of
+from gluon_resnest.tasks.classification.mixup import MIXUP_STREAM, draw_lambdas
+from gluon_resnest.tasks.classification.recipe import Recipe, recipe_of
 
 EXAMPLES = """
   python scripts/show_augmentation.py operations --image photo.jpg

@@ -11,8 +11,14 @@ from conftest import ROOT, run_tool
 
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import find_variant
-from gluon_resnest.training.ablation import LADDER, RECIPES, TABLE_1, find_recipe, published
-from gluon_resnest.training.recipe import recipe_of
+from gluon_resnest.tasks.classification.ablation import (
+    LADDER,
+    RECIPES,
+    TABLE_1,
+    find_recipe,
+    published,
+)
+from gluon_resnest.tasks.classification.recipe import recipe_of
 
 TRAINER = runpy.run_path(str(ROOT / "train_imagenet.py"))
 

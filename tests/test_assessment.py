@@ -14,9 +14,9 @@ from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
 import gluon_resnest
-from gluon_resnest.assessment import Assessor, draw_calibration, draw_confusion
-from gluon_resnest.evaluation import label_ranks
 from gluon_resnest.models import save_weights
+from gluon_resnest.tasks.classification.assessment import Assessor, draw_calibration, draw_confusion
+from gluon_resnest.tasks.classification.evaluation import label_ranks
 
 
 def assess(logits, labels, size=17, names=None):

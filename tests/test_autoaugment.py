@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gluon_resnest.data.autoaugment import (
+from gluon_resnest.data.augment.autoaugment import (
     IMAGENET_POLICY,
     MAGNITUDES,
     SIGNED,
     draw_operations,
 )
-from gluon_resnest.data.operations import Operation, apply_operations
+from gluon_resnest.data.augment.operations import Operation, apply_operations
 from gluon_resnest.errors import InputError
 
 PHOTO = np.ascontiguousarray(load_sample_images().images[0][100:300, 200:500])  # 200 x 300

@@ -17,16 +17,16 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gluon_resnest.data.bad_records import BadRecords
-from gluon_resnest.data.loader import EvaluationLoader, TrainLoader
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.sampling import Leg
-from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
-from gluon_resnest.data.verification import verify
+from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
+from gluon_resnest.data.loading.loader import EvaluationLoader, TrainLoader
+from gluon_resnest.data.loading.sampling import Leg
+from gluon_resnest.data.records.bad_records import BadRecords
+from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.data.records.verification import verify
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import get_model, save_weights
 from gluon_resnest.training.bad_record_log import BadRecordLog
-from gluon_resnest.training.distributed import Workers
+from gluon_resnest.workers import Workers
 from tests.conftest import run_horovod, run_tool
 
 COUNT = 48
@@ -162,9 +162,9 @@ def test_memory_does_not_grow(faulty: Path) -> None:
     """Resident memory of a process after 5 and after 20 epochs, with all augmentation."""
     program = f"""
 import gluon_resnest
-from gluon_resnest.data.loader import TrainLoader
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.transforms import TrainTransform
+from gluon_resnest.data.loading.loader import TrainLoader
+from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.data.augment.transforms import TrainTransform
 
 def resident():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS:"))

@@ -1,4 +1,4 @@
-"""gluon_resnest/benchmark/: real child processes, small networks; nothing is judged by its time."""
+"""benchmarks/: real child processes, small networks; nothing is judged by its time."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ import mxnet as mx
 import pytest
 from conftest import ROOT, run_tool
 
+from benchmarks import environments, network, peers
+from benchmarks.contest import PROGRAMS, Contestant, ContestError, ContestRecord, Limits, contest
+from benchmarks.environments import Environment, made
+from benchmarks.peers import Case, Peer, our_contestants, peer_contestants
+from benchmarks.results import ratio, results, spread
 from gluon_resnest import get_model, runtime
-from gluon_resnest.benchmark import environments, network, peers
-from gluon_resnest.benchmark.contest import PROGRAMS, Contestant, ContestError, Limits, contest
-from gluon_resnest.benchmark.contest import Record as ContestRecord
-from gluon_resnest.benchmark.environments import Environment, made
-from gluon_resnest.benchmark.peers import Case, Peer, our_contestants, peer_contestants
-from gluon_resnest.benchmark.results import ratio, results, spread
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import find_variant
 

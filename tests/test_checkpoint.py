@@ -197,7 +197,7 @@ class TestDamage:
         expect_newest(three, 140)
 
     def forge(self, three: Checkpoints, name: str, content: bytes) -> None:
-        """Damage that someone made on purpose, with a manifest that agrees."""
+        """CheckpointDamage that someone made on purpose, with a manifest that agrees."""
         path = three.path(120)
         (path / name).write_bytes(content)
         files = json.loads((path / "manifest.json").read_text())["files"]

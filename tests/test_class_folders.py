@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import run_tool
 
+from gluon_resnest.data.augment.transforms import EvaluationTransform
 from gluon_resnest.data.class_names import check_class_names
-from gluon_resnest.data.loader import EvaluationLoader
-from gluon_resnest.data.packing import PackOptions, pack
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.transforms import EvaluationTransform
+from gluon_resnest.data.loading.loader import EvaluationLoader
+from gluon_resnest.data.records.packing import PackOptions, pack
+from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
 
 

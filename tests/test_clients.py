@@ -17,7 +17,7 @@ from conftest import ROOT, randomize
 
 import gluon_resnest
 from gluon_resnest.classifier import load_classifier
-from gluon_resnest.data.image_files import read_image
+from gluon_resnest.data.images.image_files import read_image
 from gluon_resnest.deploy import FORMATS, Description, export
 
 CLIENTS = ROOT / "clients"

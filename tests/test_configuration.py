@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.flags import parse_arguments
-from gluon_resnest.training.recipe import recipe_of
-from gluon_resnest.training.setup import RunOptions
+from gluon_resnest.tasks.classification.build import RunOptions
+from gluon_resnest.tasks.classification.flags import parse_arguments
+from gluon_resnest.tasks.classification.recipe import recipe_of
 
 
 def parse(path, content, *flags):

@@ -16,17 +16,17 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
-from gluon_resnest.data import contact_page, contact_sheet
-from gluon_resnest.data.autoaugment import draw_operations
-from gluon_resnest.data.crops import Box
-from gluon_resnest.data.draws import sample_generator
-from gluon_resnest.data.loader import TrainLoader
-from gluon_resnest.data.mixup import MIXUP_STREAM, mix_with_reverse
-from gluon_resnest.data.operations import Operation
-from gluon_resnest.data.packing import PackOptions, pack
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.sampling import Sampling
-from gluon_resnest.data.transforms import TrainTransform, TrainView
+from gluon_resnest.data.augment.autoaugment import draw_operations
+from gluon_resnest.data.augment.crops import Box
+from gluon_resnest.data.augment.draws import sample_generator
+from gluon_resnest.data.augment.operations import Operation
+from gluon_resnest.data.augment.transforms import TrainTransform, TrainView
+from gluon_resnest.data.loading.loader import TrainLoader
+from gluon_resnest.data.loading.sampling import Sampling
+from gluon_resnest.data.records.packing import PackOptions, pack
+from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.drawing import contact_page, contact_sheet
+from gluon_resnest.tasks.classification.mixup import MIXUP_STREAM, mix_with_reverse
 
 CHINA, FLOWER = load_sample_images().images  # (427, 640, 3), uint8
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "show_augmentation.py"))

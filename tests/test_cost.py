@@ -14,7 +14,7 @@ from mxnet.gluon import nn
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import GroupNorm
 from gluon_resnest.models import get_model, list_models
-from gluon_resnest.models.cost import summary
+from gluon_resnest.planning.cost import summary
 
 # Counted on GluonCV's and the ResNeSt repository's networks: model, size, trainable parameters,
 # running statistics, 1e9 multiply-adds.

@@ -19,8 +19,8 @@ from conftest import randomize
 import gluon_resnest
 from gluon_resnest.classifier import load_classifier
 from gluon_resnest.deploy import exporting
-from gluon_resnest.deploy.agreement import Agreement, DisagreementError, compare
 from gluon_resnest.deploy.card import sha256
+from gluon_resnest.deploy.comparison import Comparison, DisagreementError, compare
 from gluon_resnest.deploy.exporting import Description, export, run_exported
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize, portable_operators
@@ -215,7 +215,7 @@ def test_agreement_is_measured(crops):
     assert found.top1_agreement == pytest.approx(0.7)  # batches of 1, 8 and 1
     assert found.largest_relative_difference == pytest.approx(expected, rel=0.2)
     assert found.median_relative_difference == 0
-    assert compare(first, first, crops) == Agreement(10, 0.0, 0.0, 1.0)
+    assert compare(first, first, crops) == Comparison(10, 0.0, 0.0, 1.0)
     assert compare(first, lambda pixels: first(pixels) * np.nan,
                    crops).largest_relative_difference == float("inf")
     with pytest.raises(DisagreementError, match=r"give \(1, 2\) for"):

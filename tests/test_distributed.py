@@ -10,8 +10,8 @@ import pytest
 from conftest import randomize, run_horovod, run_process
 
 import gluon_resnest
+from gluon_resnest import workers as distributed
 from gluon_resnest.errors import InputError
-from gluon_resnest.training import distributed
 
 PROGRAM = "tests/programs/one_update.py"
 

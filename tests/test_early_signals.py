@@ -26,8 +26,8 @@ sys.argv = ["train_imagenet.py", "--recipe", "list"]
 # Sends one of the ranks a signal once the run directory is locked, and before it is written.
 AFTER_THE_LOCK = """
 import os, runpy, signal, time
-from gluon_resnest.training import start, trainer
-original = start._look
+from gluon_resnest.training import resume, trainer
+original = resume._look
 def look(of, saver):
     found = original(of, saver)
     send(of)
@@ -40,7 +40,7 @@ def begin(of):
     if of.workers.rank != 0:
         send(of)
     return original_begin(of)
-start._look = look
+resume._look = look
 trainer.begin_or_resume = begin
 """
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from gluon_resnest.evaluation import evaluate, label_ranks
+from gluon_resnest.tasks.classification.evaluation import evaluate, label_ranks
 
 
 def batches_of(images, labels, size):

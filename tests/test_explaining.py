@@ -12,10 +12,10 @@ from conftest import randomize
 from mxnet.gluon import HybridBlock
 
 import gluon_resnest
+from gluon_resnest.drawing.explanation_picture import draw_explanation, picture_paths
 from gluon_resnest.errors import InputError
 from gluon_resnest.explaining import attention_by_stage, explain
 from gluon_resnest.explaining.explanation import split_attention_layers
-from gluon_resnest.explaining.picture import draw_explanation, picture_paths
 from gluon_resnest.layers import Normalize, SplitAttention
 
 CLASSES = 7

@@ -8,8 +8,8 @@ import pytest
 from conftest import randomize
 
 import gluon_resnest
-from gluon_resnest.data.transforms import EvaluationTransform
-from gluon_resnest.deploy.agreement import compare
+from gluon_resnest.data.augment.transforms import EvaluationTransform
+from gluon_resnest.deploy.comparison import compare
 from gluon_resnest.deploy.exporting import Description, export, run_exported
 from gluon_resnest.deploy.symbol import on_device
 

@@ -12,7 +12,7 @@ from conftest import randomize, run_tool
 from mxnet import autograd
 
 import gluon_resnest
-from gluon_resnest.data.transforms import EvaluationTransform
+from gluon_resnest.data.augment.transforms import EvaluationTransform
 from gluon_resnest.deploy.mxnet_graph import deployed, deployment_graph
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize, portable_operators

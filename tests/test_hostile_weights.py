@@ -12,13 +12,13 @@ import pytest
 from conftest import run_tool
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.models.weights import read_params
+from gluon_resnest.models.weights.files import read_params
 
 # Prints the error, the seconds and the megabytes that reading a file takes.
 PROGRAM = """
 import resource, sys, time
 from gluon_resnest.errors import InputError
-from gluon_resnest.models.weights import read_params
+from gluon_resnest.models.weights.files import read_params
 
 before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:

@@ -18,8 +18,8 @@ from conftest import ROOT, randomize
 from PIL import Image, ImageFile
 
 import gluon_resnest
-from gluon_resnest.data.decoding import decode
-from gluon_resnest.data.image_files import MOST_PIXELS, find_images, read_image
+from gluon_resnest.data.images.decoding import decode
+from gluon_resnest.data.images.image_files import MOST_PIXELS, find_images, read_image
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import save_weights
 
@@ -180,7 +180,7 @@ def test_a_bomb_costs_no_memory(tmp_path):
     program = f"""
 import resource
 from pathlib import Path
-from gluon_resnest.data.image_files import read_image
+from gluon_resnest.data.images.image_files import read_image
 from gluon_resnest.errors import InputError
 
 def peak():

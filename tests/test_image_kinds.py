@@ -17,13 +17,13 @@ from image_kinds import ImageKind, write_kinds
 from PIL import Image
 
 import gluon_resnest
-from gluon_resnest.data.decoding import check_header, decode
-from gluon_resnest.data.image_files import find_images, read_image
-from gluon_resnest.data.loader import EvaluationLoader
-from gluon_resnest.data.packing import PackOptions, pack
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.transforms import EvaluationTransform
-from gluon_resnest.data.verification import verify
+from gluon_resnest.data.augment.transforms import EvaluationTransform
+from gluon_resnest.data.images.decoding import check_header, decode
+from gluon_resnest.data.images.image_files import find_images, read_image
+from gluon_resnest.data.loading.loader import EvaluationLoader
+from gluon_resnest.data.records.packing import PackOptions, pack
+from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.data.records.verification import verify
 from gluon_resnest.deploy import Description, export
 
 CLIENTS = ROOT / "clients"

@@ -13,19 +13,19 @@ import pytest
 from conftest import run_tool
 from PIL import Image
 
-from gluon_resnest.data.decoding import check_header, decode
-from gluon_resnest.data.image_limits import MOST_PIXELS
-from gluon_resnest.data.loader import TrainLoader
-from gluon_resnest.data.packing import write_record
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.transforms import TrainTransform
+from gluon_resnest.data.augment.transforms import TrainTransform
+from gluon_resnest.data.images.decoding import check_header, decode
+from gluon_resnest.data.images.image_limits import MOST_PIXELS
+from gluon_resnest.data.loading.loader import TrainLoader
+from gluon_resnest.data.records.packing import write_record
+from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
 
 # Peak memory of a call beyond what it found, in MB.
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from gluon_resnest.data.decoding import decode
+from gluon_resnest.data.images.decoding import decode
 from gluon_resnest.errors import InputError
 decode(Path(sys.argv[1]).read_bytes())  # what libraries take once
 content = Path(sys.argv[2]).read_bytes()

@@ -14,11 +14,11 @@ from conftest import randomize, run_tool
 from PIL import Image
 
 import gluon_resnest
-from gluon_resnest.data.image_files import find_images
-from gluon_resnest.data.image_list import list_images
-from gluon_resnest.data.packing import PackOptions, pack
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.verification import verify
+from gluon_resnest.data.images.image_files import find_images
+from gluon_resnest.data.records.image_list import list_images
+from gluon_resnest.data.records.packing import PackOptions, pack
+from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.data.records.verification import verify
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import save_weights
 

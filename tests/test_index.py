@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from test_records import MAGIC_BYTES, overwrite, random_items, write_with_mxnet
 
-from gluon_resnest.data import index as index_module
-from gluon_resnest.data.records import BadRecord, RecordFile
+from gluon_resnest.data.records import index as index_module
+from gluon_resnest.data.records.record_file import BadRecord, RecordFile
 from gluon_resnest.errors import InputError
 
 ITEMS = (*random_items(6, seed=1), (40, 1.0, b"ab" * 20 + MAGIC_BYTES * 2 + b"c"), (41, 2.0, b""),
@@ -227,7 +227,7 @@ class TestMissingIndex:
                 assert [tuple(records.read(i)) for i in range(1, 9)] == list(ITEMS[1:])
 
     def test_several_processes_at_once(self, path: Path) -> None:
-        program = ("import sys; from gluon_resnest.data.records import RecordFile\n"
+        program = ("import sys; from gluon_resnest.data.records.record_file import RecordFile\n"
                    "records = RecordFile(sys.argv[1])\n"
                    "print([records.key(i) for i in range(len(records))])")
         running = [

@@ -18,10 +18,10 @@ from gluon_resnest.classifier import load_classifier
 from gluon_resnest.deploy.exporting import Description, export
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import find_variant, load_weights, save_weights
-from gluon_resnest.models.input_channels import adapt_input_weight
-from gluon_resnest.models.torch_weights import write_state_dict
-from gluon_resnest.models.weights import load_arrays, read_params
-from gluon_resnest.training.distillation import teacher_network
+from gluon_resnest.models.weights.files import load_arrays, read_params
+from gluon_resnest.models.weights.input_channels import adapt_input_weight
+from gluon_resnest.models.weights.torch_names import write_state_dict
+from gluon_resnest.tasks.classification.distillation import teacher_network
 
 # What timm's resnest14d makes of the weights of random_state() for other numbers of channels, and
 # its logits for images(channels): written by tests/programs/make_torch_golden.py.

@@ -14,9 +14,9 @@ from conftest import randomize, run_tool
 from onnx import numpy_helper
 
 import gluon_resnest
-from gluon_resnest.data.decoding import decode
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.transforms import EvaluationTransform
+from gluon_resnest.data.augment.transforms import EvaluationTransform
+from gluon_resnest.data.images.decoding import decode
+from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.deploy.int8 import (
     Observed,
     best_range,

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from gluon_resnest.data.augment.draws import sample_generator
+from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.data.class_names import check_classes
-from gluon_resnest.data.draws import sample_generator
-from gluon_resnest.data.loader import EvaluationLoader, TrainLoader
-from gluon_resnest.data.packing import PackOptions, pack
-from gluon_resnest.data.position import Position
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.sampling import epoch_batches
-from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform
+from gluon_resnest.data.loading.loader import EvaluationLoader, TrainLoader
+from gluon_resnest.data.loading.position import Position
+from gluon_resnest.data.loading.sampling import epoch_batches
+from gluon_resnest.data.records.packing import PackOptions, pack
+from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
 
 COUNT = 37

@@ -12,9 +12,9 @@ from conftest import run_tool
 from mxnet.gluon import nn
 
 from gluon_resnest.models import get_model, list_models
-from gluon_resnest.models.activations import KNOWN_OPERATORS, activations, inference_maps
-from gluon_resnest.training.memory import worker_memory
-from gluon_resnest.training.recipe import recipe_of
+from gluon_resnest.planning.activations import KNOWN_OPERATORS, activations, inference_maps
+from gluon_resnest.planning.memory import worker_memory
+from gluon_resnest.tasks.classification.recipe import recipe_of
 
 # docs/performance.md: peak memory, MB, of a process that trains on random images.
 MEASURED = [

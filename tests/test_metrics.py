@@ -19,9 +19,9 @@ from conftest import ROOT
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.watching import tensorboard
-from gluon_resnest.training.watching.metrics import MetricsLog, read_metrics
-from gluon_resnest.training.watching.steady_file import SteadyFile
+from gluon_resnest.runs import tensorboard
+from gluon_resnest.runs.metrics import MetricsLog, read_metrics
+from gluon_resnest.runs.steady_file import SteadyFile
 
 
 def strict_lines(folder: Path) -> list[dict]:
@@ -389,7 +389,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path):
     child = program("""
 import resource, sys
 from pathlib import Path
-from gluon_resnest.training.watching.metrics import MetricsLog
+from gluon_resnest.runs.metrics import MetricsLog
 log = MetricsLog(Path(sys.argv[1]), tensorboard=True)
 most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (2500, most))
@@ -413,7 +413,7 @@ def test_kill_9_leaves_whole_lines(tmp_path):
     child = program("""
 import sys
 from pathlib import Path
-from gluon_resnest.training.watching.metrics import MetricsLog
+from gluon_resnest.runs.metrics import MetricsLog
 log, step = MetricsLog(Path(sys.argv[1]), tensorboard=True), 0
 while True:
     step += 1

@@ -6,7 +6,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnest.data.mixup import draw_lambdas, mix_with_reverse, smoothed_labels
+from gluon_resnest.tasks.classification.mixup import draw_lambdas, mix_with_reverse, smoothed_labels
 
 
 def test_smoothing_by_the_papers_formula():

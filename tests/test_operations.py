@@ -9,10 +9,15 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
-from gluon_resnest.data import moves
-from gluon_resnest.data.autoaugment import IMAGENET_POLICY, MAGNITUDES, SIGNED, draw_operations
-from gluon_resnest.data.crops import Box, draw_resized_crop
-from gluon_resnest.data.operations import OPERATIONS, Operation, apply_operations
+from gluon_resnest.data.augment import rotate_shear
+from gluon_resnest.data.augment.autoaugment import (
+    IMAGENET_POLICY,
+    MAGNITUDES,
+    SIGNED,
+    draw_operations,
+)
+from gluon_resnest.data.augment.crops import Box, draw_resized_crop
+from gluon_resnest.data.augment.operations import OPERATIONS, Operation, apply_operations
 
 CHINA, FLOWER = load_sample_images().images
 # An odd and an even size, noise, one colour, and a few levels only.
@@ -123,7 +128,7 @@ def test_larger_than_the_fixed_point_has_bits_for(monkeypatch: pytest.MonkeyPatc
     drawn = {"Rotate": 24, "ShearX": 0.15, "ShearY": -0.15}
     expected = {name: with_pillow(IMAGES["photo"], (Operation(name, magnitude),))
                 for name, magnitude in drawn.items()}
-    monkeypatch.setattr(moves, "_LARGEST_FIXED_POINT_SIDE", 100)
+    monkeypatch.setattr(rotate_shear, "_LARGEST_FIXED_POINT_SIDE", 100)
     for name, magnitude in drawn.items():
         ours = apply_operations(IMAGES["photo"], (Operation(name, magnitude),))
         assert np.array_equal(ours, expected[name]), name

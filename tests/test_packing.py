@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from gluon_resnest.data import packing
-from gluon_resnest.data.packing import PackOptions, pack
-from gluon_resnest.data.recordio import MAGIC
-from gluon_resnest.data.records import RecordFile
+from gluon_resnest.data.records import packing
+from gluon_resnest.data.records.packing import PackOptions, pack
+from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.data.records.recordio import MAGIC
 from gluon_resnest.errors import InputError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "pack_records.py"

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from gluon_resnest import command_line, runtime
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.flags import parse_arguments
+from gluon_resnest.tasks.classification.flags import parse_arguments
 from toolchain import install
 
 # Every flag and argument of every tool that takes a path.

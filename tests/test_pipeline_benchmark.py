@@ -18,13 +18,13 @@ from mxnet import recordio
 from PIL import Image
 from test_benchmark import WELL, contestant
 
-from gluon_resnest.benchmark import environments, photographs, pipeline
-from gluon_resnest.benchmark.contest import PROGRAMS, Contestant, ContestError, contest
-from gluon_resnest.benchmark.contest import Record as ContestRecord
-from gluon_resnest.benchmark.pipeline_peers import PEERS
-from gluon_resnest.benchmark.results import pipeline_results
-from gluon_resnest.data.autoaugment import IMAGENET_POLICY
-from gluon_resnest.data.records import RecordFile
+from benchmarks import environments, pipeline
+from benchmarks.contest import PROGRAMS, Contestant, ContestError, ContestRecord, contest
+from benchmarks.pipeline_peers import PEERS
+from benchmarks.results import pipeline_results
+from gluon_resnest.data.augment.autoaugment import IMAGENET_POLICY
+from gluon_resnest.data.images import made_photographs
+from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
 
 IMAGES = 24
@@ -32,7 +32,7 @@ IMAGES = 24
 
 @pytest.fixture(scope="module")
 def pictures() -> list[bytes]:
-    return list(photographs.photographs(IMAGES))
+    return list(made_photographs.photographs(IMAGES))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def records(tmp_path_factory) -> Path:
     """A .rec of the first pictures, as the benchmark makes it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return photographs.record_file(IMAGES)
+        return made_photographs.record_file(IMAGES)
 
 
 @pytest.fixture
@@ -330,14 +330,15 @@ def test_every_program_of_a_peer_is_there():
 # Photographs
 
 def test_photographs_are_of_their_seed_and_number_alone(pictures):
-    assert photographs.photograph(5) == pictures[5]
-    assert photographs.photograph(5, seed=1) != pictures[5]
+    assert made_photographs.photograph(5) == pictures[5]
+    assert made_photographs.photograph(5, seed=1) != pictures[5]
     assert len(set(pictures)) == IMAGES
 
 
 def test_photographs_are_like_imagenets(pictures):
     sizes = [len(content) for content in pictures]
-    assert all(photographs.LEAST_BYTES <= size <= photographs.MOST_BYTES for size in sizes)
+    assert min(sizes) >= made_photographs.LEAST_BYTES
+    assert max(sizes) <= made_photographs.MOST_BYTES
     assert 95_000 < np.mean(sizes) < 112_000
     slopes = []
     for content in pictures:
@@ -369,15 +370,15 @@ def test_records_are_made_once_and_whole(monkeypatch, tmp_path, records, picture
     with RecordFile(records) as found:
         assert [found.read(position).payload for position in range(len(found))] == pictures
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(photographs, "photographs", interrupted)
+    monkeypatch.setattr(made_photographs, "photographs", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        photographs.record_file(IMAGES)
+        made_photographs.record_file(IMAGES)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    monkeypatch.setattr(photographs, "photographs", lambda count, seed: iter(pictures))
-    made = photographs.record_file(IMAGES)
+    monkeypatch.setattr(made_photographs, "photographs", lambda count, seed: iter(pictures))
+    made = made_photographs.record_file(IMAGES)
     assert made.read_bytes() == records.read_bytes()
-    monkeypatch.setattr(photographs, "photographs", interrupted)
-    assert photographs.record_file(IMAGES) == made  # nothing is made again
+    monkeypatch.setattr(made_photographs, "photographs", interrupted)
+    assert made_photographs.record_file(IMAGES) == made  # nothing is made again
 
 
 def interrupted(count: int, seed: int):

@@ -14,8 +14,8 @@ import pytest
 from conftest import run_tool
 
 from gluon_resnest.classifier import load_classifier
-from gluon_resnest.data.image_list import list_images
-from gluon_resnest.data.records import RecordFile, read_class_names
+from gluon_resnest.data.records.image_list import list_images
+from gluon_resnest.data.records.record_file import RecordFile, read_class_names
 from gluon_resnest.deploy.card import (
     describe_input,
     describe_preprocessing,
@@ -27,8 +27,8 @@ from gluon_resnest.errors import InputError
 from gluon_resnest.jobs.hosts import read_hostfile
 from gluon_resnest.models import get_model, save_weights
 from gluon_resnest.plain_text import printable, read_lines, read_text
-from gluon_resnest.training.flags import parse_arguments
-from gluon_resnest.training.watching.history import read_history
+from gluon_resnest.runs.history import read_history
+from gluon_resnest.tasks.classification.flags import parse_arguments
 
 # What Notepad, Excel, PowerShell and Vim make of "UTF-8" and "Unicode", with either line end.
 ENCODINGS = {

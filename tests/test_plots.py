@@ -13,14 +13,14 @@ import pytest
 import yaml
 from conftest import ROOT, run_tool
 
+from gluon_resnest.drawing import run_plots as plots
+from gluon_resnest.drawing.curves import colours_of, draw_line, readable
+from gluon_resnest.drawing.run_plots import draw_learning_curve, draw_runs
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.ablation import find_recipe
-from gluon_resnest.training.recipe import recipe_of
-from gluon_resnest.training.watching import plots
-from gluon_resnest.training.watching.curves import colours_of, draw_line, readable
-from gluon_resnest.training.watching.history import read_history, run_labels
-from gluon_resnest.training.watching.metrics import MetricsLog
-from gluon_resnest.training.watching.plots import draw_learning_curve, draw_runs
+from gluon_resnest.runs.history import read_history, run_labels
+from gluon_resnest.runs.metrics import MetricsLog
+from gluon_resnest.tasks.classification.ablation import find_recipe
+from gluon_resnest.tasks.classification.recipe import recipe_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCRIPT = "scripts/plot_run.py"

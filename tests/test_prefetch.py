@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from gluon_resnest.data import prefetch
-from gluon_resnest.data.prefetch import BatchMemory, PreparedBatches, WorkerError
+from gluon_resnest.data.loading import prefetch
+from gluon_resnest.data.loading.prefetch import BatchMemory, PreparedBatches, WorkerError
 
 SHAPE = (4, 5, 3)
 

@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT, run_tool
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.plan import plan
-from gluon_resnest.training.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
-from gluon_resnest.training.schedule import Schedule
+from gluon_resnest.planning.plan import plan
+from gluon_resnest.tasks.classification.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
+from gluon_resnest.training.schedules import Schedule
 
 TRAINER = runpy.run_path(str(ROOT / "train_imagenet.py"))
 

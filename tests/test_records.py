@@ -14,9 +14,9 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnest.data import recordio
-from gluon_resnest.data.packing import write_record
-from gluon_resnest.data.records import BadRecord, RecordFile
+from gluon_resnest.data.records import recordio
+from gluon_resnest.data.records.packing import write_record
+from gluon_resnest.data.records.record_file import BadRecord, RecordFile
 from gluon_resnest.errors import InputError
 
 MAGIC_BYTES = bytes.fromhex("0a23d7ce")  # dmlc-core, recordio.h: kMagic

@@ -11,8 +11,8 @@ from test_checkpoint import FILES, expect_newest, write
 
 from gluon_resnest.checkpoints.checkpoint import Checkpoints
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.run_directory import RESULT, RunLock, read_result
-from gluon_resnest.training.watching.metrics import MetricsLog
+from gluon_resnest.runs.metrics import MetricsLog
+from gluon_resnest.runs.run_directory import RESULT, RunLock, read_result
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gluon_resnest.data import sampling
-from gluon_resnest.data.position import Position
-from gluon_resnest.data.sampling import SHARDINGS, Leg, Sampling
+from gluon_resnest.data.loading import sampling
+from gluon_resnest.data.loading.position import Position
+from gluon_resnest.data.loading.sampling import SHARDINGS, Leg, Sampling
 from gluon_resnest.errors import InputError
 
 IMAGENET = 1281167

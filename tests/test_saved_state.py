@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gluon_resnest.checkpoints.checkpoint_folder import Damage, _manifest, read_folder
-from gluon_resnest.data.position import Position
-from gluon_resnest.data.sampling import Leg, Sampling
+from gluon_resnest.checkpoints.checkpoint_folder import CheckpointDamage, _manifest, read_folder
+from gluon_resnest.data.loading.position import Position
+from gluon_resnest.data.loading.sampling import Leg, Sampling
 from gluon_resnest.errors import InputError
-from gluon_resnest.evaluation import Result
 from gluon_resnest.models import get_model
-from gluon_resnest.training.arrays import RunArrays
-from gluon_resnest.training.distributed import Workers
-from gluon_resnest.training.progress import EpochSums, Progress
-from gluon_resnest.training.recipe import recipe_of
+from gluon_resnest.tasks.classification.build import make_updater
+from gluon_resnest.tasks.classification.evaluation import Result
+from gluon_resnest.tasks.classification.recipe import recipe_of
+from gluon_resnest.training.run_arrays import RunArrays
+from gluon_resnest.training.run_state import EpochSums, Progress
 from gluon_resnest.training.saved_state import check_progress, check_state
-from gluon_resnest.training.setup import make_updater
+from gluon_resnest.workers import Workers
 
 SAMPLING = Sampling(240, 0, "fixed")
 
@@ -109,7 +109,7 @@ def test_words_that_are_no_json_are_damage(word, tmp_path):
     (tmp_path / "state.json").write_bytes(content)
     (tmp_path / "manifest.json").write_bytes(_manifest(7, {"state.json": {
         "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}}))
-    with pytest.raises(Damage, match=f"^state.json: {word.decode()} is not JSON$"):
+    with pytest.raises(CheckpointDamage, match=f"^state.json: {word.decode()} is not JSON$"):
         read_folder(tmp_path, 7)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from gluon_resnest import progress_bar
-from gluon_resnest.data.position import Position
-from gluon_resnest.data.sampling import SHARDINGS, Leg, Sampling
+from gluon_resnest.data.loading.position import Position
+from gluon_resnest.data.loading.sampling import SHARDINGS, Leg, Sampling
 from gluon_resnest.errors import InputError
-from gluon_resnest.training import simulation
-from gluon_resnest.training.plan import plan
-from gluon_resnest.training.recipe import IMAGENET_TRAIN_IMAGES, recipe_of
-from gluon_resnest.training.simulation import SimulatedEpoch, simulate_epoch, simulate_epochs
+from gluon_resnest.planning import simulation
+from gluon_resnest.planning.plan import plan
+from gluon_resnest.planning.simulation import SimulatedEpoch, simulate_epoch, simulate_epochs
+from gluon_resnest.tasks.classification.recipe import IMAGENET_TRAIN_IMAGES, recipe_of
 
 IMAGENET = IMAGENET_TRAIN_IMAGES
 

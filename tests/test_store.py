@@ -18,8 +18,9 @@ import pytest
 import gluon_resnest
 from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
-from gluon_resnest.models import VARIANTS, save_weights, store
-from gluon_resnest.models.store import published_weights
+from gluon_resnest.models import VARIANTS, save_weights
+from gluon_resnest.models.weights import store
+from gluon_resnest.models.weights.store import published_weights
 
 CONTENT = b"weights" * 999
 VARIANT = replace(VARIANTS["resnest50"], sha1=hashlib.sha1(CONTENT).hexdigest())

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from toolchain import horovod_wheel, virtual_environment
 from toolchain.install import CONSTRAINTS, ROOT, Stamp, fingerprint
-from toolchain.progress import InstallError, Progress
+from toolchain.install_progress import InstallError, InstallProgress
 
 INSTALLER = ROOT / "scripts/install_environment.py"
 STAMP = Stamp("abc", "3.11.2", "/somewhere/.venv", "cpu", ("dev", "horovod"))
@@ -208,7 +208,7 @@ def test_an_unknown_extra_lists_the_known_ones():
 
 
 def test_a_failed_command_shows_its_errors_its_end_and_its_log(tmp_path, capsys):
-    progress = Progress(tmp_path / "install.log")
+    progress = InstallProgress(tmp_path / "install.log")
     script = "echo 'a.cc:3: error: boom'; seq 100; echo last; exit 3"
     message = re.escape(f"(exit code 3); the whole log is {progress.log}")
     with pytest.raises(InstallError, match=message), progress.step("building"):
@@ -263,7 +263,7 @@ def index(tmp_path):
 def test_without_ensurepip_apt_and_index_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InstallError, match=r"no ensurepip .*`apt-get install python3-venv`"):
-        virtual_environment.debian_pip(tmp_path, Progress(tmp_path / "log"))
+        virtual_environment.debian_pip(tmp_path, InstallProgress(tmp_path / "log"))
 
 
 def test_a_failed_apt_get_names_the_remedy_and_leaves_nothing(tmp_path, monkeypatch):
@@ -274,7 +274,7 @@ def test_a_failed_apt_get_names_the_remedy_and_leaves_nothing(tmp_path, monkeypa
     folder = tmp_path / "venv"
     folder.mkdir()
     with pytest.raises(InstallError, match="python3-pip-whl cannot be downloaded: `apt-get inst"):
-        virtual_environment.debian_pip(folder, Progress(tmp_path / "log"))
+        virtual_environment.debian_pip(folder, InstallProgress(tmp_path / "log"))
     assert list(folder.iterdir()) == []
 
 

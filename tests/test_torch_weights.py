@@ -22,8 +22,8 @@ from programs.torch_random_weights import images, random_state
 import gluon_resnest
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import load_weights, save_weights
-from gluon_resnest.models.torch_weights import torch_name, write_state_dict
-from gluon_resnest.models.weights import load_arrays, read_params
+from gluon_resnest.models.weights.files import load_arrays, read_params
+from gluon_resnest.models.weights.torch_names import torch_name, write_state_dict
 
 DATA = ROOT / "tests" / "data"
 # Names and shapes of timm's state dicts, and the logits of those networks for images() with the

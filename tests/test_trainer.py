@@ -13,12 +13,12 @@ from mxnet import autograd
 import gluon_resnest
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize
-from gluon_resnest.training import preparation
+from gluon_resnest.tasks.classification import preparation
+from gluon_resnest.tasks.classification.build import RunOptions
+from gluon_resnest.tasks.classification.recipe import recipe_of
 from gluon_resnest.training import trainer as training
-from gluon_resnest.training.distributed import Workers
-from gluon_resnest.training.recipe import recipe_of
-from gluon_resnest.training.setup import RunOptions
 from gluon_resnest.training.trainer import Trainer
+from gluon_resnest.workers import Workers
 
 
 class OneOf(Workers):

@@ -15,7 +15,7 @@ import yaml
 from conftest import DIGIT_CLASSES, ROOT, run_horovod, run_tool
 
 import gluon_resnest
-from gluon_resnest.training.watching.metrics import read_metrics
+from gluon_resnest.runs.metrics import read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = ("--model", "resnest14", "--input-size", 32, "--no-auto-aug", "--no-cuda")

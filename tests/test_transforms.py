@@ -14,9 +14,9 @@ from PIL import Image, ImageEnhance, ImageFile, ImageOps
 from scipy import stats
 from sklearn.datasets import load_sample_images
 
-from gluon_resnest.data import color, crops
-from gluon_resnest.data.decoding import decode
-from gluon_resnest.data.transforms import EvaluationTransform, TrainTransform, TrainView
+from gluon_resnest.data.augment import color, crops
+from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform, TrainView
+from gluon_resnest.data.images.decoding import decode
 from gluon_resnest.errors import InputError
 
 CHINA, FLOWER = load_sample_images().images  # 427 x 640, uint8

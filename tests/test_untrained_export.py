@@ -12,11 +12,11 @@ from conftest import ROOT, randomize, run_tool
 from onnx import numpy_helper
 
 import gluon_resnest
-from gluon_resnest.benchmark.photographs import photographs
-from gluon_resnest.data.transforms import EvaluationTransform
+from gluon_resnest.data.augment.transforms import EvaluationTransform
+from gluon_resnest.data.images.made_photographs import photographs
 from gluon_resnest.deploy import Description, deployed, export, exporting
-from gluon_resnest.deploy.agreement import DisagreementError
 from gluon_resnest.deploy.check_images import drawn_crops
+from gluon_resnest.deploy.comparison import DisagreementError
 from gluon_resnest.deploy.rounding import ROUNDING_MULTIPLE, rounding_of
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import save_weights

@@ -13,14 +13,14 @@ from mxnet import autograd, gluon
 
 import gluon_resnest
 from gluon_resnest.errors import InputError
-from gluon_resnest.training import divergence
-from gluon_resnest.training.distillation import DistillationLoss, teacher_network
-from gluon_resnest.training.distributed import Workers
+from gluon_resnest.tasks.classification.build import RunOptions
+from gluon_resnest.tasks.classification.distillation import DistillationLoss, teacher_network
+from gluon_resnest.tasks.classification.recipe import recipe_of
+from gluon_resnest.training import non_finite
 from gluon_resnest.training.ema import MovingAverage
-from gluon_resnest.training.recipe import recipe_of
-from gluon_resnest.training.setup import RunOptions
 from gluon_resnest.training.trainer import Trainer
 from gluon_resnest.training.watchdog import HUNG, Watchdog
+from gluon_resnest.workers import Workers
 
 
 def tiny_network(rng) -> gluon.nn.HybridSequential:
@@ -106,7 +106,7 @@ def test_the_first_broken_tensor(spoil, words, rng):
     net = tiny_network(rng)
     x = mx.nd.array(1 + rng.random((2, 3, 8, 8)))
     spoil(net, x)
-    assert divergence.first_offender(net, x) == words
+    assert non_finite.first_offender(net, x) == words
     assert net._active  # it is a graph again
 
 
@@ -169,7 +169,7 @@ def test_skipped_steps_change_nothing(how, words, make, monkeypatch, tmp_path, c
 
 
 def test_too_many_skips_in_a_row_end_the_run(make, monkeypatch):
-    monkeypatch.setattr(divergence, "MOST_SKIPS", 2)
+    monkeypatch.setattr(non_finite, "MOST_SKIPS", 2)
     trainer = make("skip")
     break_steps(trainer, monkeypatch, {2, 4, 5, 6}, "loss")
     with pytest.raises(InputError, match=r"at step 6 .*for the 3th time in a row: the run div"):

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from test_records import offsets_of, overwrite, write_with_mxnet
 
-from gluon_resnest.data import verification
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.verification import Fault, Report, verify
+from gluon_resnest.data.records import verification
+from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.data.records.verification import Fault, Report, verify
 from gluon_resnest.errors import InputError
 
 COUNT = 24
@@ -93,7 +93,7 @@ def test_an_image_that_holds_the_magic_number(
 
 
 class TestOneFault:
-    """Damage to one place is one fault, with the key that was given to MXNet's writer."""
+    """RecordDamage to one place is one fault, with the key that was given to MXNet's writer."""
 
     @pytest.mark.parametrize(("position", "payload", "reason"), [
         (0, b"\x00garbage" * 60, NO_IMAGE),

@@ -10,7 +10,7 @@ from conftest import randomize, run_tool
 import gluon_resnest
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import load_weights, save_weights
-from gluon_resnest.models.weights import classes_in, read_params
+from gluon_resnest.models.weights.files import classes_in, read_params
 
 
 def small(classes: int = 3, **kwargs):

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from toolchain.progress import InstallError, Progress
+from toolchain.install_progress import InstallError, InstallProgress
 
 VERSION = "0.28.1"
 CMAKE_REQUIREMENT = "cmake>=3.18,<4"
@@ -104,7 +104,7 @@ def cached_wheel(python: Path, mxnet: str, compiler: str) -> Path:
     return built[0] if built else folder / "none.whl"
 
 
-def build(python: Path, mxnet: str, folder: Path, progress: Progress) -> Path:
+def build(python: Path, mxnet: str, folder: Path, progress: InstallProgress) -> Path:
     """Compile the wheel and move it into `folder`, whole or not at all."""
     with tempfile.TemporaryDirectory(prefix="horovod-") as scratch:
         environment = {
@@ -124,7 +124,7 @@ def build(python: Path, mxnet: str, folder: Path, progress: Progress) -> Path:
     return folder / built.name
 
 
-def _find_cmake(python: Path, scratch: Path, progress: Progress) -> Path:
+def _find_cmake(python: Path, scratch: Path, progress: InstallProgress) -> Path:
     chosen = os.environ.get("HOROVOD_CMAKE") or shutil.which("cmake")
     if chosen:
         answer = subprocess.run([chosen, "--version"], capture_output=True, text=True).stdout

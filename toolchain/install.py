@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from toolchain import horovod_wheel, virtual_environment
-from toolchain.progress import InstallError, Progress
+from toolchain.install_progress import InstallError, InstallProgress
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -135,7 +135,7 @@ def install(venv: Path, found: Stamp | None, wanted: Stamp) -> None:
     print(f"setting up {venv.name} (Python {wanted.python}): {wanted.mxnet}, "
           f"{', '.join(extras)}; log: {_short(venv)}/install.log", flush=True)
     compiler = horovod_wheel.find_compiler() if "horovod" in extras else ""
-    progress = Progress(venv / "install.log")
+    progress = InstallProgress(venv / "install.log")
     if not reuse:
         with progress.step("virtual environment"):
             virtual_environment.create(venv, progress)
@@ -159,7 +159,7 @@ def install(venv: Path, found: Stamp | None, wanted: Stamp) -> None:
     print(f"  ready after {time.monotonic() - start:.0f} s", flush=True)
 
 
-def _pip(progress: Progress, python: Path, *arguments: str) -> None:
+def _pip(progress: InstallProgress, python: Path, *arguments: str) -> None:
     progress.run([python, "-m", "pip", "--disable-pip-version-check", "install",
                   "--constraint", CONSTRAINTS, *arguments])
 
@@ -192,7 +192,7 @@ def _check_mxnet(python: Path) -> None:
     raise InstallError(f"MXNet was installed but cannot be imported ({reason}){remedy}")
 
 
-def _install_horovod(python: Path, mxnet: str, compiler: str, progress: Progress) -> None:
+def _install_horovod(python: Path, mxnet: str, compiler: str, progress: InstallProgress) -> None:
     wheel = horovod_wheel.cached_wheel(python, mxnet, compiler)
     was_cached = wheel.is_file()
     if was_cached:
@@ -213,7 +213,7 @@ def _install_horovod(python: Path, mxnet: str, compiler: str, progress: Progress
                            f"MXNet and Gloo; the whole log is {progress.log}")
 
 
-def _install_wheel(python: Path, wheel: Path, progress: Progress) -> str | None:
+def _install_wheel(python: Path, wheel: Path, progress: InstallProgress) -> str | None:
     progress.run([python, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps",
                   "--force-reinstall", wheel])
     return horovod_wheel.check(python)

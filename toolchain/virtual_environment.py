@@ -18,7 +18,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from toolchain.progress import InstallError, Progress
+from toolchain.install_progress import InstallError, InstallProgress
 
 # 25.0 is the last pip for Python 3.8; constraints.txt names the same version.
 PIP_VERSION = "25.0.1"
@@ -28,7 +28,7 @@ DEBIAN_PACKAGE = "python3-pip-whl"
 _TIMEOUT = 60  # seconds without an answer from the index
 
 
-def create(venv: Path, progress: Progress) -> None:
+def create(venv: Path, progress: InstallProgress) -> None:
     """Make `venv` anew with the running Python, and pip in it."""
     if venv.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").is_file():
         # install.log alone is ours: it is begun before the environment.
@@ -48,7 +48,7 @@ def create(venv: Path, progress: Progress) -> None:
         wheel.unlink()
 
 
-def debian_pip(folder: Path, progress: Progress) -> Path:
+def debian_pip(folder: Path, progress: InstallProgress) -> Path:
     """Fetch pip's wheel from Debian's package of it, without installing the package."""
     remedy = ("`apt-get install python3-venv` (after `apt-get update`), or name a package index "
               "in PIP_INDEX_URL")

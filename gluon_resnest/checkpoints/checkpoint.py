@@ -19,7 +19,7 @@ from typing import Callable
 
 from gluon_resnest.atomic import replacing
 from gluon_resnest.checkpoints.checkpoint_folder import (
-    Damage,
+    CheckpointDamage,
     Snapshot,
     is_being_written,
     is_whole,
@@ -108,7 +108,7 @@ class Checkpoints:
             step = steps.pop()
             try:
                 return read_folder(self.path(step), step)
-            except Damage as damage:
+            except CheckpointDamage as damage:
                 if step in self.steps():
                     damaged[step] = f"checkpoint {self.path(step)} is damaged ({damage})"
                     if steps:
@@ -133,7 +133,7 @@ class Checkpoints:
                              f"{', '.join(map(str, steps)) or 'none'}")
         try:
             return read_folder(self.path(step), step)
-        except Damage as damage:
+        except CheckpointDamage as damage:
             raise InputError(f"checkpoint {self.path(step)} is damaged ({damage}): take another, "
                              "or copy it again from where it came from") from None
 

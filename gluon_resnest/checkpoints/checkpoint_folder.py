@@ -56,7 +56,7 @@ class Snapshot:
             raise ValueError(f"a snapshot of step {self.step}")
 
 
-class Damage(Exception):
+class CheckpointDamage(Exception):
     """Why a checkpoint cannot be used: the file in it, and what is wrong with that."""
 
 
@@ -113,7 +113,7 @@ def is_being_written(folder: Path) -> bool:
 
 
 def read_folder(folder: Path, step: int) -> Snapshot:
-    """What was written; raises :class:`Damage` if it is not to be had."""
+    """What was written; raises :class:`CheckpointDamage` if it is not to be had."""
     contents = dict(_contents(folder, step))
     state = contents.pop(STATE)
     return Snapshot(step, {Path(name).stem: arrays for name, arrays in contents.items()}, state)
@@ -124,7 +124,7 @@ def is_whole(folder: Path, step: int) -> bool:
     try:
         for _ in _contents(folder, step):
             pass
-    except Damage:
+    except CheckpointDamage:
         return False
     return True
 
@@ -134,7 +134,7 @@ def looks_whole(folder: Path, step: int) -> bool:
     try:
         for name, entry in _read_manifest(folder, step).items():
             _check_size(folder, name, entry["size"])
-    except Damage:
+    except CheckpointDamage:
         return False
     return True
 
@@ -158,12 +158,12 @@ def _contents(folder: Path, step: int) -> Iterator[tuple[str, Any]]:
         content = _read_file(folder, name)
         # Of the very bytes that become values, so nothing can change in between.
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise Damage(f"{name}: sha256 differs")
+            raise CheckpointDamage(f"{name}: sha256 differs")
         try:
             yield name, (json.loads(content, parse_constant=_refuse_constant) if name == STATE
                          else parse_arrays(content))
         except (ValueError, RecursionError) as error:
-            raise Damage(f"{name}: {error}") from None
+            raise CheckpointDamage(f"{name}: {error}") from None
 
 
 def _refuse_constant(word: str) -> None:
@@ -182,7 +182,8 @@ def _read_manifest(folder: Path, step: int) -> dict[str, dict[str, Any]]:
     try:
         manifest = json.loads(content)
         if manifest["format"] != FORMAT:
-            raise Damage(f"{MANIFEST}: format {manifest['format']!r:.20} instead of {FORMAT}")
+            raise CheckpointDamage(
+                f"{MANIFEST}: format {manifest['format']!r:.20} instead of {FORMAT}")
         files = manifest["files"]
         # To the byte what would be written for what it says; its digest is a part of that.
         good = content == _manifest(manifest["step"], files) and STATE in files and all(
@@ -191,9 +192,9 @@ def _read_manifest(folder: Path, step: int) -> dict[str, dict[str, Any]]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         good = False
     if not good:
-        raise Damage(f"{MANIFEST}: not what was written")
+        raise CheckpointDamage(f"{MANIFEST}: not what was written")
     if manifest["step"] != step:
-        raise Damage(f"{MANIFEST}: of step {manifest['step']}")
+        raise CheckpointDamage(f"{MANIFEST}: of step {manifest['step']}")
     return files
 
 
@@ -201,21 +202,21 @@ def _check_size(folder: Path, name: str, size: int) -> None:
     try:
         found = (folder / name).stat().st_size
     except OSError as error:
-        raise Damage(f"{name}: {error.strerror or error}") from None
+        raise CheckpointDamage(f"{name}: {error.strerror or error}") from None
     if found != size:
-        raise Damage(f"{name}: {found} bytes instead of {size}")
+        raise CheckpointDamage(f"{name}: {found} bytes instead of {size}")
 
 
 def _read_file(folder: Path, name: str) -> bytes:
     path = folder / name
     try:
         if not path.is_file():  # a folder or a device, or nothing
-            raise Damage(f"{name}: no such file")
+            raise CheckpointDamage(f"{name}: no such file")
         return path.read_bytes()
     except OSError as error:
-        raise Damage(f"{name}: {error.strerror or error}") from None
+        raise CheckpointDamage(f"{name}: {error.strerror or error}") from None
     except MemoryError:
-        raise Damage(f"{name}: larger than the memory") from None
+        raise CheckpointDamage(f"{name}: larger than the memory") from None
 
 
 def _write_file(path: Path, content: bytes) -> str:

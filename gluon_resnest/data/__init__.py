@@ -1,1 +1,1 @@
-"""Record files, sampling, augmentation and batches; knows no network."""
+"""From files to uint8 batches; knows no network and no MXNet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gluon_resnest.data.records import RecordFile
+from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
 
 _MOST_NAMED = 5

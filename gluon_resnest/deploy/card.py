@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gluon_resnest.data.crops import LARGEST_BILINEAR_SIZE
-from gluon_resnest.data.transforms import LONGEST_SIDES_RATIO
+from gluon_resnest.data.augment.crops import LARGEST_BILINEAR_SIZE
+from gluon_resnest.data.augment.transforms import LONGEST_SIDES_RATIO
 from gluon_resnest.deploy.strict_json import RefusedError, read_json, shown
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD

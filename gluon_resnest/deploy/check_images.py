@@ -8,10 +8,10 @@ from typing import Callable
 
 import numpy as np
 
-from gluon_resnest.data.decoding import decode
-from gluon_resnest.data.image_files import find_images, read_image
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.transforms import EvaluationTransform
+from gluon_resnest.data.augment.transforms import EvaluationTransform
+from gluon_resnest.data.images.decoding import decode
+from gluon_resnest.data.images.image_files import find_images, read_image
+from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
 from gluon_resnest.progress_bar import progress_bar
 

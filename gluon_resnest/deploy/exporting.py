@@ -11,7 +11,6 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnest import __version__
-from gluon_resnest.deploy.agreement import Agreement, DisagreementError, compare
 from gluon_resnest.deploy.card import (
     describe_input,
     describe_preprocessing,
@@ -20,6 +19,7 @@ from gluon_resnest.deploy.card import (
     sha256,
     write_card,
 )
+from gluon_resnest.deploy.comparison import Comparison, DisagreementError, compare
 from gluon_resnest.deploy.graph import check_initialized
 from gluon_resnest.deploy.onnx_file import normalized, onnx_runner, write_int8_onnx, write_onnx
 from gluon_resnest.deploy.rounding import ROUNDING_MULTIPLE, rounding_of
@@ -238,8 +238,8 @@ def _card(net: ResNeSt, description: Description, form: str, graph: str, pixels:
     }
 
 
-def _check_logits(agreement: Agreement, tolerance: float, net: ResNeSt, images: np.ndarray,
-                  any_size: bool) -> Agreement | None:
+def _check_logits(agreement: Comparison, tolerance: float, net: ResNeSt, images: np.ndarray,
+                  any_size: bool) -> Comparison | None:
     """Refuse logits that differ by more than `tolerance`, and by more than rounding explains.
 
     Returns what rounding alone does to `net`, where that was needed.
@@ -263,7 +263,7 @@ def _check_logits(agreement: Agreement, tolerance: float, net: ResNeSt, images: 
     return rounding
 
 
-def _check_classes(agreement: Agreement, least_agreement: float) -> None:
+def _check_classes(agreement: Comparison, least_agreement: float) -> None:
     same = agreement.top1_agreement
     if not same >= least_agreement:
         raise DisagreementError(

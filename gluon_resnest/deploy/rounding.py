@@ -11,7 +11,7 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 
-from gluon_resnest.deploy.agreement import Agreement, Forward, compare
+from gluon_resnest.deploy.comparison import Comparison, Forward, compare
 from gluon_resnest.deploy.symbol import on_device
 from gluon_resnest.layers import Normalize
 from gluon_resnest.models.resnest import ResNeSt
@@ -22,7 +22,7 @@ ROUNDING_MULTIPLE = 10
 _DRAWS = 4  # of a few images, one rounding alone can hit or miss a saturated attention
 
 
-def rounding_of(net: ResNeSt, images: np.ndarray, any_size: bool = True) -> Agreement:
+def rounding_of(net: ResNeSt, images: np.ndarray, any_size: bool = True) -> Comparison:
     """How far `net` agrees with itself where each input value is moved to a neighbouring float32.
 
     Parameters
@@ -32,12 +32,12 @@ def rounding_of(net: ResNeSt, images: np.ndarray, any_size: bool = True) -> Agre
 
     Returns
     -------
-    Agreement
+    Comparison
         The worst of a few random roundings.
     """
     found = [compare(on_device(net, mx.cpu()), _rounded_otherwise(net, seed), images, any_size)
              for seed in range(_DRAWS)]
-    return Agreement(len(images), max(one.largest_relative_difference for one in found),
+    return Comparison(len(images), max(one.largest_relative_difference for one in found),
                      max(one.median_relative_difference for one in found),
                      min(one.top1_agreement for one in found))
 

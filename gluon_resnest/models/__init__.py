@@ -2,7 +2,7 @@
 
 from gluon_resnest.models.resnest import Bottleneck, ResNeSt
 from gluon_resnest.models.variants import VARIANTS, Variant, check_input_size, find_variant
-from gluon_resnest.models.weights import load_weights, save_weights
+from gluon_resnest.models.weights.files import load_weights, save_weights
 from gluon_resnest.models.zoo import get_model, list_models
 
 __all__ = [

@@ -10,9 +10,9 @@ import numpy as np
 
 from gluon_resnest.errors import InputError
 from gluon_resnest.models.resnest import ResNeSt
-from gluon_resnest.models.store import published_weights
 from gluon_resnest.models.variants import VARIANTS, Variant, find_variant
-from gluon_resnest.models.weights import classes_in, load_arrays, read_params
+from gluon_resnest.models.weights.files import classes_in, load_arrays, read_params
+from gluon_resnest.models.weights.store import published_weights
 
 # Keywords of the network itself; all others replace fields of the variant.
 _NETWORK_KEYWORDS = ("features_only", "last_gamma", "norm_layer", "norm_kwargs", "prefix", "params")
@@ -43,7 +43,8 @@ def get_model(
         model store. A path: the weights in that file. ``False``: no weights; call
         ``net.initialize()``. Where the weights have another number of classes than `classes`,
         the classifier starts afresh and all else is loaded. Weights for RGB images fit any
-        ``in_channels``: :func:`~gluon_resnest.models.input_channels.adapt_input_weight` has the
+        ``in_channels``:
+        :func:`~gluon_resnest.models.weights.input_channels.adapt_input_weight` has the
         rule, and the log says so.
     classes
         Outputs of the classifier.

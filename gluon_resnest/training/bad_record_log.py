@@ -12,10 +12,10 @@ from typing import Any
 from tqdm import tqdm
 
 from gluon_resnest.atomic import open_own
-from gluon_resnest.data.bad_records import BadRecords
-from gluon_resnest.data.records import BadRecord
+from gluon_resnest.data.records.bad_records import BadRecords
+from gluon_resnest.data.records.record_file import BadRecord
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.distributed import Workers
+from gluon_resnest.workers import Workers
 
 _SHOWN = 10  # on the terminal; the file has all
 

@@ -10,7 +10,7 @@ from typing import Any, Callable, Tuple
 
 from gluon_resnest.errors import InputError
 from gluon_resnest.plain_text import shortened
-from gluon_resnest.training.update import SCALER_FIELDS
+from gluon_resnest.training.updater import SCALER_FIELDS
 
 _LARGEST = 2**63 - 1
 _MOST_RANKS = 2**31 - 1
@@ -51,7 +51,7 @@ def check_state(state: Any, step: int, source: str) -> None:
 
 
 def check_progress(saved: Any, step: int, name: str, source: str) -> None:
-    """The same for what :meth:`~.training.progress.Progress.as_dict` made."""
+    """The same for what :meth:`~.training.run_state.Progress.as_dict` made."""
     _check(saved, name, source, {"step": _count(step, step), "position": _MAPPING})
     _check(saved, name, source, {
         "sums": _MAPPING, "validated": _count(0), "skipped": _count(0), "rollbacks": _count(0),

@@ -13,33 +13,33 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
+from gluon_resnest.drawing.run_plots import draw_learning_curve
 from gluon_resnest.errors import InputError
-from gluon_resnest.evaluation import Result, evaluate
 from gluon_resnest.layers import scheduled_drop_prob, set_drop_prob, without_dropblock
 from gluon_resnest.plain_text import duration
 from gluon_resnest.progress_bar import ProgressLines, progress_bar
-from gluon_resnest.training import run_directory as files
-from gluon_resnest.training.agreement import AgreeingWorkers, Agreement
-from gluon_resnest.training.arrays import RunArrays
-from gluon_resnest.training.bad_record_log import BadRecordLog
-from gluon_resnest.training.distributed import Abandoned, SharedFault, Workers, check_alike, device
-from gluon_resnest.training.divergence import Divergence
-from gluon_resnest.training.ema import MovingAverage
-from gluon_resnest.training.preparation import Preparation
-from gluon_resnest.training.progress import EpochSums, Progress
-from gluon_resnest.training.recipe import Recipe
-from gluon_resnest.training.report import DataClock
-from gluon_resnest.training.setup import (
+from gluon_resnest.runs import run_directory as files
+from gluon_resnest.tasks.classification.build import (
     RunOptions,
     make_loaders,
     make_network,
     make_updater,
     start_mixed_precision,
 )
+from gluon_resnest.tasks.classification.evaluation import Result, evaluate
+from gluon_resnest.tasks.classification.preparation import Preparation
+from gluon_resnest.tasks.classification.recipe import Recipe
+from gluon_resnest.training.bad_record_log import BadRecordLog
+from gluon_resnest.training.ema import MovingAverage
+from gluon_resnest.training.non_finite import Divergence
+from gluon_resnest.training.resume import Start, begin_or_resume, renew_directory
+from gluon_resnest.training.run_arrays import RunArrays
+from gluon_resnest.training.run_state import EpochSums, Progress
 from gluon_resnest.training.signals import Stopped, Wishes
-from gluon_resnest.training.start import Start, begin_or_resume, renew_directory
+from gluon_resnest.training.step_log import DataClock
+from gluon_resnest.training.step_sums import StepSumExchange, StepSums
 from gluon_resnest.training.watchdog import Watchdog
-from gluon_resnest.training.watching.plots import draw_learning_curve
+from gluon_resnest.workers import Abandoned, SharedFault, Workers, check_alike, device
 
 
 class Trainer:
@@ -67,7 +67,7 @@ class Trainer:
         self.preparation = Preparation(recipe, workers.rank, self.ctx)
         self.schedule = recipe.schedule(len(self.records), workers.size)
         self.updater = make_updater(self.net, recipe, workers, self.ctx, self.schedule(0))
-        self.agreeing = AgreeingWorkers(workers)
+        self.agreeing = StepSumExchange(workers)
         self.wishes = Wishes()
         self.progress = Progress()
 
@@ -248,7 +248,7 @@ class Trainer:
 
     def _train_step(
         self, images: np.ndarray, labels: np.ndarray, global_batch: int, scheduled: int
-    ) -> Agreement:
+    ) -> StepSums:
         """One update of the weights, number `scheduled` of the schedule."""
         recipe, progress, updater = self.recipe, self.progress, self.updater
         inputs, targets = self.preparation(images, labels, progress.position)
@@ -282,7 +282,7 @@ class Trainer:
         self.watchdog.beat(f"step {progress.step}")
         return agreed
 
-    def _show(self, bar: Any, agreed: Agreement, images: int, scheduled: int) -> None:
+    def _show(self, bar: Any, agreed: StepSums, images: int, scheduled: int) -> None:
         progress, lr = self.progress, self.schedule(scheduled)
         loss, log = agreed.loss_sum / images, self.step_log
         log.add(progress.step, images, epoch=scheduled / len(self.loader), loss=loss, lr=lr,
@@ -317,7 +317,7 @@ class Trainer:
             self.saver.last_step = None  # the one that was written is gone
         return lost
 
-    def _keep_wishes(self, agreed: Agreement) -> None:
+    def _keep_wishes(self, agreed: StepSums) -> None:
         """Save if all know that it is wished or due; end if that is wished."""
         if agreed.save or agreed.stop or self.saver.due(self.progress.step):
             self.wishes.save = False

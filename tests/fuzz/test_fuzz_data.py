@@ -16,12 +16,12 @@ from fuzzing import NUMBERS, fuzz, inputs, mutate, mutate_text, mutations
 from image_kinds import write_kinds
 from PIL import Image
 
-from gluon_resnest.data.decoding import check_header, decode
-from gluon_resnest.data.image_files import read_image
-from gluon_resnest.data.packing import PackOptions, image_bytes, pack
-from gluon_resnest.data.recordio import MAGIC_BYTES
-from gluon_resnest.data.records import RecordFile
-from gluon_resnest.data.verification import verify
+from gluon_resnest.data.images.decoding import check_header, decode
+from gluon_resnest.data.images.image_files import read_image
+from gluon_resnest.data.records.packing import PackOptions, image_bytes, pack
+from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.data.records.recordio import MAGIC_BYTES
+from gluon_resnest.data.records.verification import verify
 from gluon_resnest.errors import InputError
 
 CLIENT = runpy.run_path(str(Path(__file__).parents[2] / "clients" / "classify.py"))

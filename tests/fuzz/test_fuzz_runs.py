@@ -15,17 +15,17 @@ import yaml
 from fuzzing import fuzz, inputs, mutate, mutate_json, mutations
 
 from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
-from gluon_resnest.data.position import Position
-from gluon_resnest.data.sampling import Leg, Sampling
-from gluon_resnest.evaluation import Result
-from gluon_resnest.training import start
-from gluon_resnest.training.distributed import Workers
-from gluon_resnest.training.flags import _parser, parse_arguments
-from gluon_resnest.training.plan import plan
-from gluon_resnest.training.progress import EpochSums, Progress
-from gluon_resnest.training.recipe import recipe_of
+from gluon_resnest.data.loading.position import Position
+from gluon_resnest.data.loading.sampling import Leg, Sampling
+from gluon_resnest.planning.plan import plan
+from gluon_resnest.tasks.classification.build import RunOptions
+from gluon_resnest.tasks.classification.evaluation import Result
+from gluon_resnest.tasks.classification.flags import _parser, parse_arguments
+from gluon_resnest.tasks.classification.recipe import recipe_of
+from gluon_resnest.training import resume
+from gluon_resnest.training.run_state import EpochSums, Progress
 from gluon_resnest.training.saving import Saver
-from gluon_resnest.training.setup import RunOptions
+from gluon_resnest.workers import Workers
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = (0, 1, -1, 2, 3, 255, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, 0.5, -0.0, 1e-320, 1e308)
@@ -126,14 +126,14 @@ def go_on(run: Path, state: bytes, result: bytes | None) -> None:
         loader=SimpleNamespace(sampling=SAMPLING),
         arrays=SimpleNamespace(check=lambda arrays, source: None))  # not what is tried here
     saver = Saver(run, trainer.workers, RECIPE, 2, 0, 0, trainer.warn)
-    found = start._look(trainer, saver)
+    found = resume._look(trainer, saver)
     try:
         read = found.snapshot.state
         if found.result is not None:
             read = {**read, "progress": found.result}
-        progress = start._progress(trainer, saver, read)
+        progress = resume._progress(trainer, saver, read)
         json.dumps(progress.as_dict(SAMPLING), allow_nan=False)  # it can be saved again
-        start._resumed(trainer, read, progress)
+        resume._resumed(trainer, read, progress)
     finally:
         found.lock.release()
 

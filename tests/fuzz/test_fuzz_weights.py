@@ -19,8 +19,8 @@ import gluon_resnest
 from gluon_resnest.checkpoints.array_file import write_arrays
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import load_weights
-from gluon_resnest.models.torch_weights import write_state_dict
-from gluon_resnest.models.weights import classes_in, load_arrays, read_params
+from gluon_resnest.models.weights.files import classes_in, load_arrays, read_params
+from gluon_resnest.models.weights.torch_names import write_state_dict
 
 SMALL = "resnest14_1s1x4d"
 DATA = Path(__file__).parents[1] / "data"

@@ -16,7 +16,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from gluon_resnest.training.distributed import connect
+from gluon_resnest.workers import connect
 
 workers = connect()
 net = gluon.nn.Dense(3, in_units=2)

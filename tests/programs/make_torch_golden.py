@@ -27,7 +27,7 @@ import torch
 from torch_random_weights import images, random_state
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "gluon_resnest/benchmark/programs"))
+sys.path.insert(0, str(ROOT / "benchmarks/programs"))
 
 from timm_networks import timm  # noqa: E402 (knows how to import it without torchvision's half)
 

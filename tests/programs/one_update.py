@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 
 import gluon_resnest
-from gluon_resnest.training.distributed import connect
-from gluon_resnest.training.update import Updater
+from gluon_resnest.training.updater import Updater
+from gluon_resnest.workers import connect
 
 # isort: split
 import mxnet as mx

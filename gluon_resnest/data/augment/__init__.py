@@ -1,0 +1,1 @@
+"""Augmentation of uint8 images: what is drawn, and what is done with it."""

@@ -1,0 +1,1 @@
+"""Record files: their format, index, packing and verification."""

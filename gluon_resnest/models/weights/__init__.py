@@ -1,0 +1,1 @@
+"""Weights in files of any kind, and where they come from."""

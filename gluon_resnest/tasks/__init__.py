@@ -1,0 +1,1 @@
+"""What can be trained: a room for each task, on the engine in training/."""

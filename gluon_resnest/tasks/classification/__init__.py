@@ -1,0 +1,1 @@
+"""The paper's classifiers: recipe, transforms, loss and accuracy."""
