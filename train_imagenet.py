@@ -13,6 +13,8 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import json
 import sys
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 from gluon_resnest import command_line, runtime
 from gluon_resnest.data.class_names import check_classes, check_several_classes
@@ -21,15 +23,22 @@ from gluon_resnest.errors import InputError
 from gluon_resnest.planning.plan import plan
 from gluon_resnest.runs.run_directory import default_run_directory
 from gluon_resnest.tasks.classification.ablation import find_recipe, published, recipe_table
-from gluon_resnest.tasks.classification.build import RunOptions
-from gluon_resnest.tasks.classification.evaluation import Result
 from gluon_resnest.tasks.classification.flags import parse_arguments
 from gluon_resnest.tasks.classification.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
+from gluon_resnest.tasks.classification.task import ClassificationTask, Source
+from gluon_resnest.training.options import RunOptions
+from gluon_resnest.training.run import Outcome, train
 from gluon_resnest.training.signals import Stopped, ignore_early_wishes
-from gluon_resnest.training.trainer import Trainer
 from gluon_resnest.workers import Abandoned, Workers, connect
 
 MOST_PLANNED = 65_536  # workers; each is simulated
+
+
+class Run(NamedTuple):
+    """What the command line asks for, ready to be trained."""
+
+    task: ClassificationTask
+    options: RunOptions
 
 
 def resolve_recipe(args: argparse.Namespace, classes: int) -> Recipe:
@@ -79,7 +88,7 @@ def print_plan(args: argparse.Namespace) -> None:
         print(json.dumps({**found, **published(recipe)}, indent=2))
 
 
-def prepare_run(args: argparse.Namespace, workers: Workers) -> Trainer:
+def prepare_run(args: argparse.Namespace, workers: Workers) -> Run:
     if args.rec_train is None:
         raise InputError("--rec-train is missing: scripts/pack_records.py makes the file from a "
                          "folder of images (or look at the plan with --dry-run)")
@@ -88,15 +97,19 @@ def prepare_run(args: argparse.Namespace, workers: Workers) -> Trainer:
     if args.use_pretrained and args.params:
         raise InputError("--use-pretrained and --params both give the first weights: choose one")
     recipe = resolve_recipe(args, train_images_and_classes(args)[1])
-    given = {name: value for name, value in vars(args).items()
-             if name in RunOptions.__dataclass_fields__}
-    options = RunOptions(**{
-        **given, "save_dir": args.save_dir or default_run_directory(recipe.model),
-        "pretrained": args.params or args.use_pretrained})
-    return Trainer(recipe, options, workers)
+    source = Source(**{**_given(args, Source), "pretrained": args.params or args.use_pretrained})
+    options = RunOptions(**{**_given(args, RunOptions),
+                            "save_dir": args.save_dir or default_run_directory(recipe.model)})
+    return Run(ClassificationTask(recipe, source, workers), options)
 
 
-def prepare(args: argparse.Namespace | InputError, workers: Workers) -> Trainer | None:
+def _given(args: argparse.Namespace, fields_of: type) -> dict[str, Any]:
+    """Values of the flags that are fields of a dataclass."""
+    return {field.name: getattr(args, field.name) for field in fields(fields_of)
+            if hasattr(args, field.name)}
+
+
+def prepare(args: argparse.Namespace | InputError, workers: Workers) -> Run | None:
     """What the command line asks for; None if it was a plan or a list, which is now printed."""
     if isinstance(args, InputError):
         raise args
@@ -117,43 +130,36 @@ def main() -> None:
     except InputError as error:  # of this worker, perhaps: all end together
         args, workers = error, connect()
     try:
-        train(args, workers)
+        carry_out(args, workers)
     except Exception as error:
         if not workers.was_abandoned(error):
             raise
         raise Abandoned("another worker stopped: its own line says why") from None
 
 
-def train(args: argparse.Namespace | InputError, workers: Workers) -> None:
+def carry_out(args: argparse.Namespace | InputError, workers: Workers) -> None:
     """Do what the command line asks for, with all workers."""
-    trainer = workers.together(lambda: prepare(args, workers))
+    run = workers.together(lambda: prepare(args, workers))
     stopped = None
-    if trainer is not None:
+    if run is not None:
         try:
-            best = trainer.run()
+            text = in_words(train(run.task, run.options, workers))
         except Stopped as stop:
-            stopped = stop
+            stopped, text = stop, str(stop)
         if workers.rank == 0:
-            print(farewell(trainer, stopped) if stopped else outcome(trainer, best), flush=True)
+            print(text, flush=True)
     if stopped is None or stopped.together:
         workers.close()
     if stopped:
         sys.exit(128 + stopped.number)
 
 
-def farewell(trainer: Trainer, stopped: Stopped) -> str:
-    written = trainer.saver.written_step
-    newest = "no checkpoint was written" if written is None else f"a checkpoint has step {written}"
-    return (f"{stopped} after step {trainer.progress.step}; {newest}: the same command goes on "
-            f"with --save-dir {trainer.save_dir} (without --overwrite)")
-
-
-def outcome(trainer: Trainer, best: Result | None) -> str:
-    lines = [f"run directory: {trainer.save_dir}"]
-    if best is not None:
-        lines.append(f"best validation top-1: {best.top1:.2f} %")
-    if trainer.progress.best_ema is not None:
-        lines.append(f"best of the moving average: {trainer.progress.best_ema.top1:.2f} %")
+def in_words(outcome: Outcome) -> str:
+    lines = [f"run directory: {outcome.save_dir}"]
+    if outcome.best is not None:
+        lines.append(f"best validation top-1: {outcome.best['top1']:.2f} %")
+    if outcome.best_ema is not None:
+        lines.append(f"best of the moving average: {outcome.best_ema['top1']:.2f} %")
     return "\n".join(lines)
 
 

@@ -40,7 +40,7 @@ class AlternatingTrainer(Trainer):
     def _take_steps(self, steps: list[tuple[int, int]], bar: Any) -> None:
         self.seconds: dict[str, list[list[float]]] = {"trainer": [], "bare": []}
         self._alone = gluon.Trainer(
-            self.net.collect_params(),
+            self.task.network.collect_params(),
             mx.optimizer.NAG(momentum=self.recipe.momentum, wd=self.recipe.wd,
                              learning_rate=1e-6), kvstore=None)
         self._alone_loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
@@ -65,11 +65,13 @@ class AlternatingTrainer(Trainer):
 
     def _bare(self, steps: list[tuple[int, int]]) -> None:
         before = None
+        net, device, normalize = (
+            self.task.network, self.task.device, self.task.preparation.normalize)
         for _, (images, labels) in zip(steps, self.upcoming):
-            inputs = self.preparation.normalize(mx.nd.array(images, ctx=self.ctx, dtype=np.uint8))
-            targets = mx.nd.array(smoothed_labels(labels, self.recipe.classes, 0.1), ctx=self.ctx)
+            inputs = normalize(mx.nd.array(images, ctx=device, dtype=np.uint8))
+            targets = mx.nd.array(smoothed_labels(labels, self.recipe.classes, 0.1), ctx=device)
             with autograd.record():
-                losses = self._alone_loss(self.net(inputs), targets)
+                losses = self._alone_loss(net(inputs), targets)
             losses.backward()
             self._alone.step(len(labels))
             mean = losses.mean()
@@ -77,7 +79,7 @@ class AlternatingTrainer(Trainer):
                 before.asscalar()
             before = mean
             self.progress.position = self.progress.position.advance(
-                self.loader.sampling, self.recipe.batch_size, self.workers.size)
+                self.data.sampling, self.recipe.batch_size, self.workers.size)
         before.asscalar()
 
     def _finish_epoch(self) -> None:

@@ -12,7 +12,8 @@ from mxnet import gluon
 
 from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
-from gluon_resnest.training.watchdog import DEFAULT_HANG_TIMEOUT
+
+DEFAULT_HANG_TIMEOUT = 300.0  # seconds
 
 # How Horovod, Gloo and NCCL tell that a peer has gone.
 _ABANDONED = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer",

@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.tasks.classification.build import RunOptions
 from gluon_resnest.tasks.classification.flags import parse_arguments
 from gluon_resnest.tasks.classification.recipe import recipe_of
+from gluon_resnest.tasks.classification.task import Source
+from gluon_resnest.training.options import RunOptions, as_settings
 
 
 def parse(path, content, *flags):
@@ -40,14 +41,16 @@ ema: 0.99
 def test_the_config_of_a_run_is_accepted_back(tmp_path):
     recipe = recipe_of("resnest50", lr=0.3, epochs=7, warmup_epochs=1, mixup_alpha=0.0,
                        auto_aug=False, ema=0.5, teacher="resnest101", seed=5)
-    options = RunOptions(tmp_path / "t.rec", tmp_path / "run", eval_frequency=3, override=True,
-                         pretrained=tmp_path / "w.params", keep=7, overwrite=True)
-    args = parse(tmp_path / "config.yaml", {"recipe": recipe.as_dict(), "run": options.as_dict(),
-                                            "workers": 4})
+    source = Source(tmp_path / "t.rec", pretrained=tmp_path / "w.params")
+    options = RunOptions(tmp_path / "run", eval_frequency=3, override=True, keep=7, overwrite=True)
+    args = parse(tmp_path / "config.yaml", {
+        "recipe": recipe.as_dict(), "run": {**as_settings(source), **options.as_dict()},
+        "workers": 4})
     flags = {name: value for name, value in vars(args).items() if name in recipe.as_dict()}
     model = flags.pop("model")
     assert recipe_of(model, **flags) == recipe
-    for name in ("rec_train", "save_dir", "eval_frequency", "keep"):
+    assert args.rec_train == source.rec_train
+    for name in ("save_dir", "eval_frequency", "keep"):
         assert getattr(args, name) == getattr(options, name), name
     assert str(args.params) == str(tmp_path / "w.params")
     assert not args.use_pretrained

@@ -26,7 +26,7 @@ sys.argv = ["train_imagenet.py", "--recipe", "list"]
 # Sends one of the ranks a signal once the run directory is locked, and before it is written.
 AFTER_THE_LOCK = """
 import os, runpy, signal, time
-from gluon_resnest.training import resume, trainer
+from gluon_resnest.training import resume, run
 original = resume._look
 def look(of, saver):
     found = original(of, saver)
@@ -35,13 +35,13 @@ def look(of, saver):
 def send(of):
     if of.workers.rank == {rank}:
         os.kill(os.getpid(), {number})
-original_begin = trainer.begin_or_resume
+original_begin = run.begin_or_resume
 def begin(of):
     if of.workers.rank != 0:
         send(of)
     return original_begin(of)
 resume._look = look
-trainer.begin_or_resume = begin
+run.begin_or_resume = begin
 """
 
 

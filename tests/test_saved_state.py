@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import mxnet as mx
 import numpy as np
 import pytest
 
@@ -15,12 +16,12 @@ from gluon_resnest.data.loading.position import Position
 from gluon_resnest.data.loading.sampling import Leg, Sampling
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import get_model
-from gluon_resnest.tasks.classification.build import make_updater
-from gluon_resnest.tasks.classification.evaluation import Result
 from gluon_resnest.tasks.classification.recipe import recipe_of
+from gluon_resnest.tasks.classification.task import ClassificationTask, upgraded
 from gluon_resnest.training.run_arrays import RunArrays
 from gluon_resnest.training.run_state import EpochSums, Progress
 from gluon_resnest.training.saved_state import check_progress, check_state
+from gluon_resnest.training.updater import Updater
 from gluon_resnest.workers import Workers
 
 SAMPLING = Sampling(240, 0, "fixed")
@@ -28,9 +29,11 @@ SAMPLING = Sampling(240, 0, "fixed")
 
 def state() -> dict:
     progress = Progress(7, Position(1, (Leg(2, 8, 7),)), EpochSums(112, 150.5, 3.5, 0.5), 1,
-                        Result(61, 20, 50, 100.5), Result(61, 20, 50, math.nan), 1, 2, 40)
+                        {"images": 61, "top1": 32.8, "loss": 1.6},
+                        {"images": 61, "top1": 32.8, "loss": math.nan}, 1, 2, 40)
     return json.loads(json.dumps({
         "progress": progress.as_dict(SAMPLING), "recipe": recipe_of("resnest14").as_dict(),
+        "updates": {"fc.weight": 7, "fc.bias": 6},
         "loss_scale": {"_loss_scale": 65536.0, "_next_loss_scale": 32768.0, "_unskipped": 3},
         "workers": 2}))
 
@@ -50,6 +53,9 @@ def changed(path: str, value: object) -> dict:
 def test_what_this_program_writes_is_taken():
     check_state(state(), 7, "state.json")
     check_state(changed("loss_scale", None), 7, "state.json")
+    check_state(changed("updates", 7), 7, "state.json")
+    check_state(changed("updates", KeyError), 7, "state.json")  # of an earlier version
+    check_state(changed("progress.best", {"top1_hits": 20, "images": 61}), 7, "state.json")  # too
     check_state(changed("recipe.of_a_later_version", 1), 7, "state.json")
     for name in ("validated", "best_ema", "skipped"):  # of an earlier one
         check_state(changed(f"progress.{name}", KeyError), 7, "state.json")
@@ -70,10 +76,14 @@ def test_what_this_program_writes_is_taken():
     ("progress.sums.images", "1", "has '1' for progress.sums.images"),
     ("progress.sums.more", 1, "has the unknown entry progress.sums.more"),
     ("progress.sums", [], "has [] for progress.sums"),
-    ("progress.best.images", 0, "for progress.best, which must be null or the result"),
-    ("progress.best.top1_hits", 51, "for progress.best,"),
-    ("progress.best.loss_sum", math.nan, "for progress.best,"),
-    ("progress.best.loss_sum", KeyError, "for progress.best,"),
+    ("progress.best", {}, "for progress.best, which must be null or the figures"),
+    ("progress.best.top1", "32", "for progress.best, which must be null or the figures"),
+    ("progress.best.loss", math.nan, "for progress.best,"),
+    ("progress.best.loss", [1.6], "for progress.best,"),
+    ("progress.best", {"figure" * 40: 1}, "for progress.best,"),
+    ("updates", -1, "has -1 for updates, which must be a count of updates"),
+    ("updates", True, "has True for updates"),
+    ("updates.fc", 0.5, "for updates, which must be a count"),
     ("progress.best_ema", 3, "for progress.best_ema,"),
     ("progress.position.epoch", 1.0, "progress.position.epoch"),
     ("progress.position.legs", [[1, 8]], "progress.position.legs, which must be a list"),
@@ -115,11 +125,11 @@ def test_words_that_are_no_json_are_damage(word, tmp_path):
 
 def test_arrays_that_go_with_other_weights(tmp_path):
     """Swapped files: momentum, averages and statistics must have the shapes of the weights."""
-    recipe = recipe_of("resnest14", classes=3)
     net = get_model("resnest14", classes=3)
     net.initialize()
     workers = Workers()
-    arrays = RunArrays(make_updater(net, recipe, workers, None, 0.1), None, workers)
+    optimizer = workers.trainer(net.collect_params(), mx.optimizer.NAG(momentum=0.9))
+    arrays = RunArrays(Updater(net, lambda *_: {}, optimizer), None, workers)
     good = arrays.copy()
     arrays.check(good, Path("step-00000007"))
     for group, name, value in (
@@ -133,3 +143,34 @@ def test_arrays_that_go_with_other_weights(tmp_path):
             arrays.check(bad, Path("step-00000007"))
     with pytest.raises(InputError, match=r"^step-00000007 lacks optimizer.params"):
         arrays.check({"weights": good["weights"]}, Path("step-00000007"))
+
+
+OLD = {"images": 50, "top1_hits": 20, "top5_hits": 45, "loss_sum": 100.5, "skipped": 1}
+
+
+def progress_from(best: object) -> Progress:
+    return Progress.from_dict({**state()["progress"], "best": best}, SAMPLING, "state.json", False,
+                              ClassificationTask.score, upgraded)
+
+
+def test_figures_of_the_first_version_are_read():
+    upgraded = progress_from(OLD).best
+    assert upgraded == {"images": 50, "skipped": 1, "top1": 40.0, "top5": 90.0, "loss": 2.01}
+    assert progress_from(upgraded).best == upgraded
+    assert math.isnan(progress_from({**OLD, "loss_sum": None}).best["loss"])
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"images": 0}, "20 and 45 hits of 0 images, which cannot be"),
+    ({"top1_hits": 46}, "46 and 45 hits of 50 images"),
+    ({"top5_hits": None}, "20 and None hits"),
+])
+def test_old_figures_that_cannot_be(changes, words):
+    with pytest.raises(InputError, match=words):
+        progress_from({**OLD, **changes})
+
+
+def test_figures_of_another_task():
+    with pytest.raises(InputError, match="its best validation has no top1, but mIoU, loss: it is "
+                                         "of another task"):
+        progress_from({"mIoU": 40.1, "loss": 1.0})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mxnet as mx
 import numpy as np
@@ -10,14 +12,16 @@ import pytest
 from conftest import DIGIT_CLASSES, randomize
 from jobs import checkpoints, records
 from mxnet import autograd, gluon
+from trainers import begun, train_with
 
 import gluon_resnest
 from gluon_resnest.errors import InputError
-from gluon_resnest.tasks.classification.build import RunOptions
 from gluon_resnest.tasks.classification.distillation import DistillationLoss, teacher_network
 from gluon_resnest.tasks.classification.recipe import recipe_of
+from gluon_resnest.tasks.classification.task import ClassificationTask, Source
 from gluon_resnest.training import non_finite
 from gluon_resnest.training.ema import MovingAverage
+from gluon_resnest.training.options import RunOptions
 from gluon_resnest.training.trainer import Trainer
 from gluon_resnest.training.watchdog import HUNG, Watchdog
 from gluon_resnest.workers import Workers
@@ -91,7 +95,7 @@ def test_a_teacher_learns_nothing(tmp_path):
     np.testing.assert_allclose(teacher(x).asnumpy(), net(x).asnumpy(), atol=1e-5)
 
 
-# ---- values that are no finite numbers ----
+# ---- values that are NaN or infinite ----
 
 
 @pytest.mark.parametrize(("spoil", "words"), [
@@ -106,19 +110,21 @@ def test_the_first_broken_tensor(spoil, words, rng):
     net = tiny_network(rng)
     x = mx.nd.array(1 + rng.random((2, 3, 8, 8)))
     spoil(net, x)
-    assert non_finite.first_offender(net, x) == words
+    assert non_finite.first_offender(net, [x], lambda: net(x), Workers()) == words
     assert net._active  # it is a graph again
 
 
 @pytest.fixture
 def make(digits, tmp_path):
-    def make(policy: str, log_interval: int = 1, **overrides) -> Trainer:
+    @contextmanager
+    def make(policy: str, log_interval: int = 1, **overrides) -> Iterator[Trainer]:
         recipe = recipe_of("resnest14", classes=DIGIT_CLASSES, train_size=32, batch_size=24,
                            epochs=1, warmup_epochs=0, auto_aug=False, **overrides)
-        options = RunOptions(digits / "train.rec", tmp_path / "run", no_cuda=True,
-                             log_interval=log_interval,
-                             nan_policy=policy, checkpoint_steps=3, tensorboard=False)
-        return Trainer(recipe, options, Workers())
+        task = ClassificationTask(recipe, Source(digits / "train.rec", no_cuda=True), Workers())
+        options = RunOptions(tmp_path / "run", log_interval=log_interval, nan_policy=policy,
+                             checkpoint_steps=3, tensorboard=False)
+        with begun(task, options) as trainer:
+            yield trainer
     return make
 
 
@@ -127,18 +133,18 @@ def break_steps(trainer: Trainer, monkeypatch, broken, how: str):
     seen = {}
     forward = trainer.updater.forward
 
-    def spoilt(inputs, targets):
+    def spoilt(*batch):
         step = trainer.progress.step
         seen[step] = trainer.arrays.copy()
-        losses, backward = forward(inputs, targets)
+        losses, backward = forward(*batch)
         if step not in broken:
             return losses, backward
         if how == "loss":
-            return losses * np.nan, backward
+            return {"loss": losses["loss"] * np.nan}, backward
 
         def spoilt_backward() -> None:
             backward()
-            trainer.net.layer2[0].conv1.weight.grad()[0] = np.inf
+            trainer.task.network.layer2[0].conv1.weight.grad()[0] = np.inf
         return losses, spoilt_backward
 
     monkeypatch.setattr(trainer.updater, "forward", spoilt)
@@ -156,9 +162,9 @@ def assert_same(one, other) -> None:
 @pytest.mark.parametrize(("how", "words"), [
     ("loss", "the loss itself"), ("gradient", "gradient of layer2.0.conv1.weight")])
 def test_skipped_steps_change_nothing(how, words, make, monkeypatch, tmp_path, capsys):
-    trainer = make("skip")
-    seen = break_steps(trainer, monkeypatch, {4, 7}, how)
-    trainer.run()
+    with make("skip") as trainer:
+        seen = break_steps(trainer, monkeypatch, {4, 7}, how)
+        trainer.train()
     assert_same(seen[5], seen[4])
     assert_same(seen[8], seen[7])
     assert np.abs(seen[6]["weights"]["fc.weight"] - seen[5]["weights"]["fc.weight"]).max() > 0
@@ -170,17 +176,16 @@ def test_skipped_steps_change_nothing(how, words, make, monkeypatch, tmp_path, c
 
 def test_too_many_skips_in_a_row_end_the_run(make, monkeypatch):
     monkeypatch.setattr(non_finite, "MOST_SKIPS", 2)
-    trainer = make("skip")
-    break_steps(trainer, monkeypatch, {2, 4, 5, 6}, "loss")
     with pytest.raises(InputError, match=r"at step 6 .*for the 3th time in a row: the run div"):
-        trainer.run()
+        train_with(make("skip"),
+                   lambda trainer: break_steps(trainer, monkeypatch, {2, 4, 5, 6}, "loss"))
 
 
 def test_rollback_goes_back_to_the_checkpoint_and_on_with_the_next_images(
         make, monkeypatch, tmp_path):
-    trainer = make("rollback", ema=0.5)
-    seen = break_steps(trainer, monkeypatch, {5, 9}, "loss")
-    trainer.run()
+    with make("rollback", ema=0.5) as trainer:
+        seen = break_steps(trainer, monkeypatch, {5, 9}, "loss")
+        trainer.train()
     assert_same(seen[6], seen[4])  # what step 3 left
     assert_same(seen[10], seen[7])
     told = records(tmp_path / "run", "rollback")
@@ -189,26 +194,24 @@ def test_rollback_goes_back_to_the_checkpoint_and_on_with_the_next_images(
 
 
 def test_broken_gradients_are_found_where_a_line_of_metrics_is_due(make, monkeypatch):
-    trainer = make("abort")
-    break_steps(trainer, monkeypatch, {6}, "gradient")
-    with pytest.raises(InputError, match=r"a gradient is no finite number at step 6 .*: gradient of"
+    with pytest.raises(InputError, match=r"a gradient is NaN or infinite at step 6 .*: gradient of"
                                          r" layer2.0.conv1.weight: the run diverged"):
-        trainer.run()
+        train_with(make("abort"),
+                   lambda trainer: break_steps(trainer, monkeypatch, {6}, "gradient"))
 
 
 def test_broken_weights_are_never_saved(make, monkeypatch, tmp_path):
     """Where no gradient is looked at, and the loss stays finite: ReLU makes 0 of NaN."""
-    trainer = make("abort", log_interval=100)
-    break_steps(trainer, monkeypatch, {5}, "gradient")
     with pytest.raises(InputError, match=r"^\S+weight is no finite .* after step 6"):
-        trainer.run()
-    trainer.saver._writer.wait()
+        train_with(make("abort", log_interval=100),
+                   lambda trainer: break_steps(trainer, monkeypatch, {5}, "gradient"))
     assert checkpoints(tmp_path / "run") == [3]
 
 
 def test_amp_on_a_cpu_is_refused(make):
     with pytest.raises(InputError, match=r"--amp needs a GPU: MXNet's CPU kernels have no float16"):
-        make("abort", amp=True)
+        with make("abort", amp=True):
+            pass
 
 
 # ---- the watchdog ----

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no finite numbers: where they come from, and what is done."""
+"""Losses and gradients that are NaN or infinite: where they come from, and what is done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gluon_resnest.training.run_arrays import RunArrays
 from gluon_resnest.training.run_state import Progress
 from gluon_resnest.training.saving import Saver
 from gluon_resnest.training.step_sums import StepSums
-from gluon_resnest.training.updater import Updater
+from gluon_resnest.training.updater import Arrays, Updater
 from gluon_resnest.workers import SharedFault, Workers
 
 NAN_POLICIES = ("abort", "skip", "rollback")
@@ -25,7 +25,7 @@ MOST_SKIPS = 10
 MOST_ROLLBACKS = 5
 
 
-class Divergence:
+class NonFinite:
     """Looks at each step's losses before the weights are updated, and keeps to a policy.
 
     Losses are looked at in every step, gradients now and then, as that takes a pass over all of
@@ -59,26 +59,26 @@ class Divergence:
         for array, copy in zip(self._statistics, self._kept):
             array.copyto(copy)
 
-    def is_usable(self, agreed: StepSums, progress: Progress, inputs: mx.nd.NDArray,
-                  losses: mx.nd.NDArray, norm: float | None, lr: float,
+    def is_usable(self, sums: StepSums, progress: Progress, inputs: Arrays, targets: Arrays,
+                  loss: mx.nd.NDArray, norm: float | None, lr: float,
                   metrics: MetricsLog | None) -> bool:
         """Whether the weights may be updated; to be called once the gradients were exchanged.
 
-        `norm` is that of the gradient, if it is time to look at it.
+        `loss` (N,) is this worker's; `norm` is that of the gradient, if it is time to look at it.
 
         Raises
         ------
         SharedFault
             By policy, or because it happens too often.
         """
-        offender = self._offender(agreed, inputs, losses, norm)
+        offender = self._offender(sums, inputs, targets, loss, norm)
         if offender is None:
             self._in_a_row = 0
             return True
         self._in_a_row += 1
-        step, count = progress.step, agreed.not_finite
-        what = (f"the loss of {count} images is no finite number" if count
-                else "a gradient is no finite number")
+        step, count = progress.step, sums.not_finite
+        what = (f"loss is NaN or infinite for {count} sample{'s' if count > 1 else ''}" if count
+                else "a gradient is NaN or infinite")
         text = f"{what} at step {step} (learning rate {lr:.4g}); the first such tensor: {offender}"
         if self._policy == "skip" and self._in_a_row <= MOST_SKIPS:
             progress.skipped += 1
@@ -97,12 +97,14 @@ class Divergence:
                           "last checkpoint with a lower --lr and --override, or look at what "
                           "--nan-policy and --clip-norm do")
 
-    def _offender(self, agreed: StepSums, inputs: mx.nd.NDArray, losses: mx.nd.NDArray,
+    def _offender(self, sums: StepSums, inputs: Arrays, targets: Arrays, loss: mx.nd.NDArray,
                   norm: float | None) -> str | None:
         """The tensor to name, the same on every worker, or None if all is well."""
         net = self._updater.net
-        if agreed.not_finite:
-            return said_by_all(self._workers, first_offender(net, inputs), losses.asnumpy())
+        if sums.not_finite:
+            offender = first_offender(
+                net, inputs, lambda: self._updater.losses(inputs, targets), self._workers)
+            return said_by_all(self._workers, offender, loss.asnumpy())
         # Under mixed precision the loss scaler skips such steps itself, as a matter of course.
         if norm is None or self._updater.amp or np.isfinite(norm):
             return None
@@ -124,12 +126,14 @@ class Divergence:
             metrics.write("rollback", step=progress.step, to_step=to_step, tensor=text)
 
 
-def first_offender(net: HybridBlock, inputs: mx.nd.NDArray) -> str | None:
+def first_offender(net: HybridBlock, inputs: Arrays, run: Callable[[], Any],
+                   workers: Workers) -> str | None:
     """The first tensor of a forward pass in training that is no finite number throughout.
 
     Weights come first: what is wrong with them was wrong before. Then the input and the layers'
-    outputs in the order in which they are computed. The network is run layer by layer, and its
-    running statistics change with it.
+    outputs in the order in which they are computed. The network is run layer by layer by `run`,
+    and its running statistics change with it. Every worker must call it: all run the network or
+    none, since normalisation may sum over the workers.
 
     Returns
     -------
@@ -140,8 +144,9 @@ def first_offender(net: HybridBlock, inputs: mx.nd.NDArray) -> str | None:
     weights = first_broken_weights(net)
     if weights is not None:
         return weights
-    if not _finite(inputs):
-        return "input batch"
+    broken = not all(_finite(array) for array in inputs)
+    if any(workers.gather(broken)):
+        return "input batch" if broken else None
     found: list[str] = []
 
     def look(name: str):
@@ -155,7 +160,7 @@ def first_offender(net: HybridBlock, inputs: mx.nd.NDArray) -> str | None:
     net.hybridize(False)  # a traced graph calls no hooks
     try:
         with autograd.train_mode():
-            net(inputs)
+            run()
     finally:
         for handle in handles:
             handle.detach()

@@ -3,55 +3,82 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gluon_resnest.checkpoints.checkpoint import Snapshot
 from gluon_resnest.data.loading.position import Position
 from gluon_resnest.errors import InputError
-from gluon_resnest.planning.cost import summary
 from gluon_resnest.runs import run_directory as files
 from gluon_resnest.runs.metrics import MetricsLog
-from gluon_resnest.tasks.classification.ablation import published
+from gluon_resnest.training.console import Console
+from gluon_resnest.training.ema import MovingAverage
+from gluon_resnest.training.held_directory import HeldDirectory
+from gluon_resnest.training.options import RunOptions
+from gluon_resnest.training.run_arrays import RunArrays
 from gluon_resnest.training.run_state import EpochSums, Progress
 from gluon_resnest.training.saved_state import check_progress, check_state
 from gluon_resnest.training.saving import Saver
 from gluon_resnest.training.step_log import StepLog
+from gluon_resnest.training.task import Task
 from gluon_resnest.training.throughput import peak_gflops
-
-# A backward pass computes two products of matrices where the forward pass computes one, and a
-# multiply-add is two operations.
-_OPERATIONS = 3 * 2
+from gluon_resnest.training.updater import Updater
+from gluon_resnest.workers import Workers
 
 
-@dataclass
-class Start:
-    """What a run begins with.
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of before it has a directory.
 
     Attributes
     ----------
-    saver, metrics, step_log, progress
-        Of the run; `metrics` on rank 0 alone.
-    complete
-        Whether there is nothing left to do.
+    save_dir
+        The same on every worker.
+    average
+        Of the weights, if there is one.
     """
 
-    saver: Saver
-    metrics: MetricsLog | None
-    step_log: StepLog | None
+    task: Task
+    options: RunOptions
+    workers: Workers
+    console: Console
+    save_dir: Path
+    updater: Updater
+    average: MovingAverage | None
+    arrays: RunArrays
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a run has once it begins, or goes on.
+
+    Attributes
+    ----------
+    metrics
+        On rank 0 alone.
+    """
+
     progress: Progress
-    complete: bool = False
-    lock: files.RunLock | None = None
-    displaced: bool = False  # by another run, whose directory it is now
+    saver: Saver
+    directory: HeldDirectory
+    metrics: MetricsLog | None
+    step_log: StepLog
 
     def close(self) -> None:
         """Close the files, on rank 0."""
         if self.metrics is not None:
             self.metrics.close()
-        if self.lock is not None:
-            self.lock.release()
+        self.directory.release()
 
 
-@dataclass
+@dataclass(frozen=True)
+class Complete:
+    """A run that has nothing left to do."""
+
+    progress: Progress
+
+
+@dataclass(frozen=True)
 class _Found:
     """What rank 0 sees in the run directory."""
 
@@ -60,8 +87,8 @@ class _Found:
     result: dict[str, Any] | None = None  # of a run that is complete
 
 
-def begin_or_resume(trainer: Any) -> Start:
-    """Set up the run directory of a :class:`~.trainer.Trainer`, and its arrays and progress.
+def begin_or_resume(parts: Parts) -> Started | Complete:
+    """Set up the run directory, and give the arrays what the newest checkpoint holds.
 
     Every worker calls it; rank 0 alone needs to see the directory.
 
@@ -70,42 +97,30 @@ def begin_or_resume(trainer: Any) -> Start:
     InputError
         The directory cannot be written to, is another run's, or its checkpoints are all damaged.
     """
-    workers, options, recipe = trainer.workers, trainer.options, trainer.recipe
-    saver = Saver(trainer.save_dir, workers, recipe, options.keep, options.checkpoint_minutes,
-                  options.checkpoint_steps, trainer.warn)
-    found = workers.together(lambda: _look(trainer, saver) if workers.rank == 0 else _Found())
-    state, result = workers.gather(
-        (found.snapshot.state if found.snapshot else None, found.result))[0]
-    if result is not None:  # its last validation came after its last checkpoint
-        state = {**state, "progress": result}
+    workers, options, recipe = parts.workers, parts.options, parts.task.recipe
+    saver = Saver(parts.save_dir, workers, recipe, options.keep, options.checkpoint_minutes,
+                  options.checkpoint_steps, parts.console.warn)
+    found = workers.together(lambda: _look(parts, saver) if workers.rank == 0 else _Found())
     try:
-        progress = workers.together(lambda: _progress(trainer, saver, state))
-        start = Start(saver, None, None, progress, result is not None, found.lock)
-        if start.complete:
-            return start
-        if state is not None:
-            trainer.arrays.set(found.snapshot.arrays if found.snapshot else None)
-            trainer.updater.set_loss_scale(state["loss_scale"])
-            saver.last_step = progress.step
-        workers.together(lambda: _open(trainer, start, resumed=state is not None))
-        peak = peak_gflops(trainer.ctx)
-        flops = _OPERATIONS * summary(trainer.net, recipe.train_size).multiply_adds
-        start.step_log = StepLog(start.metrics, options.log_interval, workers.size, trainer.ctx,
-                                 flops, peak)
-        if workers.rank == 0:
-            start.metrics.write("start", **_described(trainer, progress, peak))
-            if state is not None:
-                print(_resumed(trainer, state, progress), flush=True)
+        state, result = workers.gather(
+            (found.snapshot.state if found.snapshot else None, found.result))[0]
+        if result is not None:  # its last validation came after its last checkpoint
+            state = {**state, "progress": result}
+        progress = workers.together(lambda: _progress(parts, saver, state))
+        if result is None:
+            return _start(parts, saver, found, state, progress)
     except BaseException:
         if found.lock is not None:
             found.lock.release()
         raise
-    return start
+    if found.lock is not None:
+        found.lock.release()
+    return Complete(progress)
 
 
-def _look(trainer: Any, saver: Saver) -> _Found:
+def _look(parts: Parts, saver: Saver) -> _Found:
     """Lock the run directory and read it; clear it where a run begins anew."""
-    directory, options = trainer.save_dir, trainer.options
+    directory, options = parts.save_dir, parts.options
     lock = files.RunLock(directory)
     try:
         if options.overwrite:
@@ -121,10 +136,10 @@ def _look(trainer: Any, saver: Saver) -> _Found:
         source = saver.checkpoints.path(snapshot.step)
         check_state(snapshot.state, snapshot.step, f"{source}/state.json")
         saver.check(snapshot.state, options.override)
-        trainer.arrays.check(snapshot.arrays, source)
+        parts.arrays.check(snapshot.arrays, source)
         saver.checkpoints.set_aside_later(snapshot.step)
         result = files.read_result(directory)
-        same = not trainer.recipe.differences(snapshot.state["recipe"])
+        same = not parts.task.recipe.differences(snapshot.state["recipe"])
         complete = (same and result is not None and result.get("complete") is True
                     and result.get("step") == snapshot.step)
         if complete:
@@ -135,90 +150,87 @@ def _look(trainer: Any, saver: Saver) -> _Found:
         raise
 
 
-def _progress(trainer: Any, saver: Saver, state: dict[str, Any] | None) -> Progress:
+def _progress(parts: Parts, saver: Saver, state: dict[str, Any] | None) -> Progress:
     if state is None:
         return Progress()
-    sampling, recipe, workers = trainer.loader.sampling, trainer.recipe, trainer.workers
-    progress = Progress.from_dict(state["progress"], sampling,
-                                  f"the position in {saver.checkpoints.folder}",
-                                  trainer.options.override)
+    task, workers = parts.task, parts.workers
+    sampling, recipe = task.training.sampling, task.recipe
+    progress = Progress.from_dict(
+        state["progress"], sampling, str(saver.checkpoints.folder), parts.options.override,
+        task.score, task.upgraded)
     position = progress.position
     if position.epoch >= recipe.epochs:
         raise InputError(f"--num-epochs {recipe.epochs} are fewer than the run in "
-                         f"{trainer.save_dir} has behind it: {position.epoch}")
+                         f"{parts.save_dir} has behind it: {position.epoch}")
     try:
         sampling.steps(recipe.batch_size, workers.size, position.legs)
     except InputError as error:
         if position.epoch + 1 >= recipe.epochs:
             raise
-        trainer.warn(f"{error}; the next epoch begins")
+        parts.console.warn(f"{error}; the next epoch begins")
         progress.position, progress.sums = Position(position.epoch + 1), EpochSums()
     return progress
 
 
-def _open(trainer: Any, start: Start, resumed: bool) -> None:
-    """Write what a run directory begins with, and open its metrics, on rank 0."""
-    if trainer.workers.rank != 0:
-        return
-    directory, progress = trainer.save_dir, start.progress
-    # First, as the sign that the other files are a run's and not the user's own.
-    start.metrics = MetricsLog(directory, trainer.options.tensorboard,
-                               resumed_at=progress.step if resumed else None,
-                               lines=progress.metrics_lines if resumed else None)
-    _write_settings(trainer)
-
-
-def _write_settings(trainer: Any) -> None:
-    files.write_config(trainer.save_dir, {
-        "recipe": trainer.recipe.as_dict(), "run": trainer.options.as_dict(),
-        "workers": trainer.workers.size})
-    if trainer.records.class_names:
-        files.write_class_names(trainer.save_dir / files.CLASSES, trainer.records.class_names)
-
-
-def renew_directory(trainer: Any, start: Start) -> bool:
-    """Make the run directory again if it was deleted or moved away; whether it was.
-
-    On rank 0. Its next checkpoint is to be written soon: the others went with the directory.
-
-    Raises
-    ------
-    InputError
-        Another run has taken its place.
-    """
-    if start.lock is None or not start.lock.is_lost():
-        return False
-    directory, start.lock = trainer.save_dir, None
+def _start(parts: Parts, saver: Saver, found: _Found, state: dict[str, Any] | None,
+           progress: Progress) -> Started:
+    task, options, workers = parts.task, parts.options, parts.workers
+    if state is not None:
+        parts.arrays.set(found.snapshot.arrays if found.snapshot else None)
+        parts.updater.set_loss_scale(state["loss_scale"])
+        parts.updater.set_updates(state.get("updates", 0))
+        saver.last_step = progress.step
+    about = task.description
+    directory = HeldDirectory(
+        parts.save_dir, found.lock,
+        {"recipe": task.recipe.as_dict(), "run": {**about.source, **options.as_dict()},
+         "workers": workers.size}, about.files, parts.console)
+    metrics = workers.together(lambda: _open(parts, directory, progress, state is not None))
     try:
-        start.lock = files.RunLock(directory)
-    except InputError as error:
-        start.displaced = True
-        raise InputError(f"{directory} was deleted or moved while the run went on, and now "
-                         f"another one has taken its place: {error}", only_here=True) from None
-    trainer.warn(f"{directory} was deleted or moved while the run goes on: it is written again, "
-                 "with a checkpoint; the checkpoints and best weights until now went with it")
-    _write_settings(trainer)
-    return True
+        peak = peak_gflops(task.device)
+        if metrics is not None:
+            metrics.write("start", **_described(parts, progress, peak))
+        if state is not None:
+            parts.console.say(_resumed(parts, state, progress))
+    except BaseException:
+        if metrics is not None:
+            metrics.close()
+        raise
+    step_log = StepLog(metrics, options.log_interval, workers.size, task.device,
+                       about.operations, peak)
+    return Started(progress, saver, directory, metrics, step_log)
 
 
-def _described(trainer: Any, progress: Progress, peak: float) -> dict[str, Any]:
-    recipe, workers = trainer.recipe, trainer.workers
+def _open(parts: Parts, directory: HeldDirectory, progress: Progress,
+          resumed: bool) -> MetricsLog | None:
+    """Write what a run directory begins with, and open its metrics, on rank 0."""
+    if parts.workers.rank != 0:
+        return None
+    # First, as the sign that the other files are a run's and not the user's own.
+    metrics = MetricsLog(directory.path, parts.options.tensorboard,
+                         resumed_at=progress.step if resumed else None,
+                         lines=progress.metrics_lines if resumed else None)
+    directory.write_settings()
+    return metrics
+
+
+def _described(parts: Parts, progress: Progress, peak: float) -> dict[str, Any]:
+    task, workers = parts.task, parts.workers
+    recipe, sampling = task.recipe, task.training.sampling
     return {
-        "step": progress.step, "model": recipe.model, "workers": workers.size,
+        "step": progress.step, "workers": workers.size,
         "global_batch": recipe.batch_size * workers.size,
-        "total_steps": trainer.schedule.total_steps, "steps_per_epoch": len(trainer.loader),
-        "images": len(trainer.records), "epochs": recipe.epochs,
-        "peak_lr": recipe.peak_lr(workers.size), "device": str(trainer.ctx),
-        "device_gflops": peak, "published_top1": published(recipe)["published_top1"]}
+        "total_steps": task.schedule.total_steps, "steps_per_epoch": len(task.training),
+        "images": sampling.length, "epochs": recipe.epochs, "device": str(task.device),
+        "device_gflops": peak, **task.description.facts}
 
 
-def _resumed(trainer: Any, state: dict[str, Any], progress: Progress) -> str:
-    position, workers = progress.position, trainer.workers
-    text = (f"going on with {trainer.save_dir} after step {progress.step} (epoch "
+def _resumed(parts: Parts, state: dict[str, Any], progress: Progress) -> str:
+    position, workers = progress.position, parts.workers
+    text = (f"going on with {parts.save_dir} after step {progress.step} (epoch "
             f"{position.epoch + 1}, {position.steps} steps into it)")
     if state["workers"] != workers.size:
         text += (f"; with {workers.size} workers, where there were {state['workers']}: the "
                  f"learning rate follows the global batch of "
-                 f"{trainer.recipe.batch_size * workers.size}")
+                 f"{parts.task.recipe.batch_size * workers.size}")
     return text
-

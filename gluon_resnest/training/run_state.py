@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Callable
 
 from gluon_resnest.data.loading.position import Position
 from gluon_resnest.data.loading.sampling import Sampling
 from gluon_resnest.errors import InputError
-from gluon_resnest.tasks.classification.evaluation import Result
+from gluon_resnest.plain_text import shortened
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Progress:
     validated
         Epochs whose validation is behind.
     best, best_ema
-        Best validation of the weights, and of their moving average.
+        Figures by name of the best validation of the weights, and of their moving average.
     skipped, rollbacks
         Updates that were left out, and returns to a checkpoint, because of values that were no
         finite numbers.
@@ -61,8 +61,8 @@ class Progress:
     position: Position = field(default_factory=Position)
     sums: EpochSums = field(default_factory=EpochSums)
     validated: int = 0
-    best: Result | None = None
-    best_ema: Result | None = None
+    best: dict[str, float] | None = None
+    best_ema: dict[str, float] | None = None
     skipped: int = 0
     rollbacks: int = 0
     metrics_lines: int = 0
@@ -74,24 +74,28 @@ class Progress:
 
     @classmethod
     def from_dict(
-        cls, saved: dict[str, Any], sampling: Sampling, source: str, override: bool
+        cls, saved: dict[str, Any], sampling: Sampling, source: str, override: bool,
+        score: str, upgraded: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> Progress:
         """What :meth:`as_dict` made.
 
-        With `override` the data may be another: then the epoch begins anew.
+        With `override` the data may be another: then the epoch begins anew. `score` is the figure
+        that the task chooses by, `upgraded` is its :meth:`~.task.Task.upgraded`.
 
         Raises
         ------
         InputError
-            The position is one in other data.
+            The position is one in other data, or the figures are of another task.
         """
         known = {of.name for of in fields(cls)}
         values = {name: value for name, value in saved.items() if name in known}
         for name in ("best", "best_ema"):
-            values[name] = _from_json(values.get(name))
+            if values.get(name) is not None:
+                values[name] = _figures(upgraded(values[name]), score, source)
         values["sums"] = EpochSums(**values.get("sums", {}))
         try:
-            values["position"] = Position.from_dict(saved["position"], sampling, source)
+            values["position"] = Position.from_dict(
+                saved["position"], sampling, f"the position in {source}")
         except InputError:
             if not override:
                 raise
@@ -99,16 +103,16 @@ class Progress:
         return cls(**values)
 
 
-def _as_json(result: Result | None) -> dict[str, Any] | None:
+def _as_json(figures: dict[str, float] | None) -> dict[str, float | None] | None:
     """JSON has no NaN, which the loss of a network that is still rough may be."""
-    if result is None:
+    if figures is None:
         return None
-    return {**asdict(result),
-            "loss_sum": result.loss_sum if math.isfinite(result.loss_sum) else None}
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
-def _from_json(saved: dict[str, Any] | None) -> Result | None:
-    if saved is None:
-        return None
-    loss = saved["loss_sum"]
-    return Result(**{**saved, "loss_sum": math.nan if loss is None else loss})
+def _figures(saved: dict[str, Any], score: str, source: str) -> dict[str, float]:
+    if not isinstance(saved.get(score), (int, float)):
+        raise InputError(f"{source}: its best validation has no {score}, but "
+                         f"{shortened(', '.join(saved)) or 'nothing'}: it is of another task, or "
+                         "damaged; copy the checkpoint again, or choose another --save-dir")
+    return {name: math.nan if value is None else value for name, value in saved.items()}

@@ -15,6 +15,9 @@ from gluon_resnest.training.updater import SCALER_FIELDS
 _LARGEST = 2**63 - 1
 _MOST_RANKS = 2**31 - 1
 _MOST_LEGS = 1000
+_MOST_FIGURES = 1000
+_MOST_PARAMETERS = 1_000_000
+_LONGEST_NAME = 200  # of a figure
 
 # What a value must be: words for the error, and whether it is.
 _Rule = Tuple[str, Callable[[Any], bool]]
@@ -41,6 +44,8 @@ def check_state(state: Any, step: int, source: str) -> None:
         "recipe": _MAPPING, "workers": _count(1, _MOST_RANKS), "progress": _MAPPING,
         "loss_scale": ("null or a section", lambda value: value is None
                        or isinstance(value, dict))})
+    _check(state, "", source, {"updates": ("a count of updates, or a section of them by parameter",
+                                           _are_updates)}, optional=True)
     for name, value in state["recipe"].items():
         if not (value is None or isinstance(value, (bool, str)) or _is_number(value)):
             raise _wrong(source, f"recipe.{shortened(name)}", value, "a single value")
@@ -55,7 +60,7 @@ def check_progress(saved: Any, step: int, name: str, source: str) -> None:
     _check(saved, name, source, {"step": _count(step, step), "position": _MAPPING})
     _check(saved, name, source, {
         "sums": _MAPPING, "validated": _count(0), "skipped": _count(0), "rollbacks": _count(0),
-        "metrics_lines": _count(0), "best": _RESULT, "best_ema": _RESULT}, optional=True)
+        "metrics_lines": _count(0), "best": _FIGURES, "best_ema": _FIGURES}, optional=True)
     _check(saved.get("sums", {}), f"{name}.sums", source, {
         "images": _count(0), "loss_sum": _number(-math.inf), "seconds": _number(0),
         "data_seconds": _number(0)}, optional=True, others=False)
@@ -80,18 +85,22 @@ def _number(least: float) -> _Rule:
     return words, lambda value: _is_number(value) and value >= least
 
 
-def _is_result(value: Any) -> bool:
-    """Of a validation: null, or hits of some images."""
-    if value is None:
-        return True
-    if not isinstance(value, dict) or not _RESULT_FIELDS - {"skipped"} <= set(value) <= (
-            _RESULT_FIELDS):
-        return False
-    counts = [value["top1_hits"], value["top5_hits"], value["images"], value.get("skipped", 0)]
-    if any(type(count) is not int or not 0 <= count <= _LARGEST for count in counts):
-        return False
-    return (counts[0] <= counts[1] <= counts[2] and counts[2] >= 1
-            and (value["loss_sum"] is None or _is_number(value["loss_sum"])))
+def _are_figures(value: Any) -> bool:
+    """Of a validation: null, or numbers by name; the task looks at what they mean."""
+    return value is None or (
+        isinstance(value, dict) and 0 < len(value) <= _MOST_FIGURES
+        and all(len(name) <= _LONGEST_NAME for name in value)
+        and all(number is None or _is_number(number) for number in value.values()))
+
+
+def _are_updates(value: Any) -> bool:
+    if isinstance(value, dict):
+        return len(value) <= _MOST_PARAMETERS and all(map(_is_count, value.values()))
+    return _is_count(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST
 
 
 def _are_legs(value: Any) -> bool:
@@ -101,8 +110,7 @@ def _are_legs(value: Any) -> bool:
 
 
 _MAPPING: _Rule = ("a section", lambda value: isinstance(value, dict))
-_RESULT: _Rule = ("null or the result of a validation, with its images, hits and loss", _is_result)
-_RESULT_FIELDS = {"images", "top1_hits", "top5_hits", "loss_sum", "skipped"}
+_FIGURES: _Rule = ("null or the figures of a validation, numbers by name", _are_figures)
 
 
 def _check(saved: Any, path: str, source: str, rules: dict[str, _Rule], optional: bool = False,

@@ -11,8 +11,8 @@ from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
 from gluon_resnest.checkpoints.checkpoint_writer import CheckpointWriter
 from gluon_resnest.errors import InputError
 from gluon_resnest.runs import run_directory as files
-from gluon_resnest.tasks.classification.recipe import Recipe
 from gluon_resnest.training.run_arrays import AVERAGE, WEIGHTS, RunArrays, first_not_finite
+from gluon_resnest.training.task import Recipe
 from gluon_resnest.workers import Workers
 
 # A disk that is full for a moment must not end a run of days, nor may a run of days save nothing.

@@ -20,6 +20,11 @@ def ignore_early_wishes() -> None:
 class Stopped(Exception):
     """A signal asked for the end, and the run can go on from where it stopped.
 
+    Parameters
+    ----------
+    where
+        What was reached and saved, and how to go on, in words.
+
     Attributes
     ----------
     number
@@ -28,8 +33,8 @@ class Stopped(Exception):
         Whether all workers stop at the same point; otherwise none must wait for the others.
     """
 
-    def __init__(self, number: int, together: bool = True) -> None:
-        super().__init__(signal.Signals(number).name)
+    def __init__(self, number: int, together: bool, where: str) -> None:
+        super().__init__(f"{signal.Signals(number).name} {where}")
         self.number, self.together = number, together
 
 

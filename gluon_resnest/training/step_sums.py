@@ -1,7 +1,8 @@
-"""What all workers know of a step in the same moment: its loss, and what is wished."""
+"""What all workers know of a step in the same moment: its losses, and what is wished."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import mxnet as mx
@@ -15,17 +16,20 @@ class StepSums(NamedTuple):
     Attributes
     ----------
     loss_sum
-        Over the images of the global batch.
+        Over the samples of the global batch.
     not_finite
-        Images whose loss is no finite number.
+        Samples whose loss is NaN or infinite.
     save, stop
         Whether any worker wishes a checkpoint, or a checkpoint and the end.
+    parts
+        Sums of what the loss consists of, by name.
     """
 
     loss_sum: float
     not_finite: int
     save: bool
     stop: bool
+    parts: Mapping[str, float]
 
 
 class StepSumExchange:
@@ -36,18 +40,19 @@ class StepSumExchange:
     that it costs no time of its own.
     """
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, workers: Workers, parts: Sequence[str] = ()) -> None:
+        self._workers, self._parts = workers, tuple(parts)
 
-    def ask(self, losses: mx.nd.NDArray, save: bool, stop: bool) -> mx.nd.NDArray:
-        """Send this worker's part: losses (N,) and wishes. Nothing is waited for."""
-        wishes = mx.nd.array([float(save), float(stop)], ctx=losses.context)
-        broken = 1 - mx.nd.contrib.isfinite(losses)
-        parts = mx.nd.concat(losses.sum(), broken.sum(), wishes, dim=0)
-        return self._workers.add_up(parts, name="agreement")
+    def start(self, losses: Mapping[str, mx.nd.NDArray], save: bool, stop: bool) -> mx.nd.NDArray:
+        """Send this worker's losses (N,), by name, and wishes. Nothing is waited for."""
+        loss = losses["loss"]
+        wishes = mx.nd.array([float(save), float(stop)], ctx=loss.context)
+        broken = 1 - mx.nd.contrib.isfinite(loss)
+        sums = [loss.sum(), broken.sum(), wishes, *(losses[name].sum() for name in self._parts)]
+        return self._workers.add_up(mx.nd.concat(*sums, dim=0), name="step sums")
 
-    @staticmethod
-    def read(answer: mx.nd.NDArray) -> StepSums:
-        """What :meth:`ask` comes to; waits until every worker has sent its part."""
-        loss_sum, not_finite, save, stop = answer.asnumpy().tolist()
-        return StepSums(loss_sum, round(not_finite), save > 0, stop > 0)
+    def wait(self, started: mx.nd.NDArray) -> StepSums:
+        """What :meth:`start` comes to, once every worker has sent its part."""
+        loss_sum, not_finite, save, stop, *parts = started.asnumpy().tolist()
+        return StepSums(loss_sum, round(not_finite), save > 0, stop > 0,
+                        dict(zip(self._parts, parts)))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 from mxnet.gluon import HybridBlock
+
+Arrays = Sequence[mx.nd.NDArray]
+Losses = Mapping[str, mx.nd.NDArray]  # "loss" and its parts, each (N,)
 
 # Arrays that one call of multi_sum_sq takes: MXNet keeps their addresses on the stack.
 _AT_ONCE = 200
@@ -21,12 +25,10 @@ class Updater:
     ----------
     net
         With initialised parameters.
-    loss
-        From logits (N, K) and targets (N, K) to losses (N,).
+    losses
+        Runs the network on inputs and targets: :meth:`~.task.Task.losses`.
     optimizer
         A Gluon trainer whose `step` averages the gradients over the workers.
-    teacher
-        Network whose logits are the loss's third argument, if there is one.
     accumulate
         Parts in which a batch is computed, one after the other: the memory is that of a part, the
         gradient that of the batch. (Batch normalisation takes its statistics from each part.)
@@ -40,14 +42,13 @@ class Updater:
     def __init__(
         self,
         net: HybridBlock,
-        loss: HybridBlock,
+        losses: Callable[[Arrays, Arrays], Losses],
         optimizer: gluon.Trainer,
-        teacher: HybridBlock | None = None,
         accumulate: int = 1,
         clip_norm: float = 0.0,
         amp: bool = False,
     ) -> None:
-        self.net, self.loss, self.optimizer, self.teacher = net, loss, optimizer, teacher
+        self.net, self.losses, self.optimizer = net, losses, optimizer
         self.accumulate, self.clip_norm, self.amp = accumulate, clip_norm, amp
         self.parameters = {name: parameter
                            for name, parameter in net._collect_params_with_prefix().items()
@@ -57,40 +58,48 @@ class Updater:
                 parameter.grad_req = "add"
 
     def forward(
-        self, inputs: mx.nd.NDArray, targets: mx.nd.NDArray
-    ) -> tuple[mx.nd.NDArray, Callable[[], None]]:
-        """Ask for the losses (N,) of a batch; calling the second value asks for its gradients.
+        self, inputs: Arrays, targets: Arrays, smallest_batch: int
+    ) -> tuple[Losses, Callable[[], None]]:
+        """Ask for the losses of a batch; calling the second value asks for its gradients.
 
         Two calls, so that what is done with the losses can be queued before the backward pass:
         they can then be read while the gradients are being computed.
+
+        Parameters
+        ----------
+        inputs, targets
+            Arrays whose first axis is that of the samples.
+        smallest_batch
+            Samples of the worker that has fewest in this step. All workers compute in as many
+            parts: where normalisation sums over the workers, one more pass would wait for ever.
         """
         if self.accumulate == 1:
             losses, scaled = self._part(inputs, targets)
             return losses, scaled.backward
         for parameter in self.parameters.values():
             parameter.zero_grad()
-        bounds = np.linspace(0, len(targets), min(self.accumulate, len(targets)) + 1).astype(int)
+        count = min(self.accumulate, smallest_batch)
+        bounds = np.linspace(0, len(inputs[0]), count + 1).astype(int)
         parts, backward = [], None
         for start, stop in zip(bounds.tolist(), bounds[1:].tolist()):
             if backward is not None:
                 backward()
-            losses, scaled = self._part(inputs[start:stop], targets[start:stop])
+            losses, scaled = self._part([array[start:stop] for array in inputs],
+                                        [array[start:stop] for array in targets])
             parts.append(losses)
             backward = scaled.backward
-        return mx.nd.concat(*parts, dim=0), backward
+        return {name: mx.nd.concat(*(part[name] for part in parts), dim=0)
+                for name in parts[0]}, backward
 
-    def _part(
-        self, inputs: mx.nd.NDArray, targets: mx.nd.NDArray
-    ) -> tuple[mx.nd.NDArray, mx.nd.NDArray]:
+    def _part(self, inputs: Arrays, targets: Arrays) -> tuple[Losses, mx.nd.NDArray]:
         """Losses, and what the backward pass begins at."""
-        extra = [self.teacher(inputs)] if self.teacher is not None else []
         with autograd.record():
-            losses = self.loss(self.net(inputs), targets, *extra)
+            losses = self.losses(inputs, targets)
             if not self.amp:
-                return losses, losses
+                return losses, losses["loss"]
             from mxnet.contrib import amp
 
-            with amp.scale_loss(losses, self.optimizer) as scaled:
+            with amp.scale_loss(losses["loss"], self.optimizer) as scaled:
                 return losses, scaled
 
     def exchange(self, timed: bool = False) -> float | None:
@@ -163,11 +172,29 @@ class Updater:
                 updater.states[index] = updater.optimizer.create_state_multi_precision(
                     index, parameter.data())
                 updater.states_synced[index] = True
-            state = updater.states[index]
-            for number, array in enumerate(state if isinstance(state, (tuple, list)) else [state]):
+            for number, array in enumerate(_flat(updater.states[index])):
                 if array is not None:
                     found[name if number == 0 else f"{name}:{number}"] = array
         return found
+
+    def updates(self) -> int | dict[str, int]:
+        """How often each parameter was updated, by structural name; one number if all alike.
+
+        Adam and its kin correct their first steps by it.
+        """
+        counts = self.optimizer._optimizer._index_update_count
+        by_name = {name: counts.get(self.optimizer._param2idx[parameter.name], 0)
+                   for name, parameter in self.parameters.items()}
+        different = set(by_name.values())
+        return by_name if len(different) > 1 else different.pop()
+
+    def set_updates(self, saved: int | dict[str, int]) -> None:
+        """Take what :meth:`updates` gave."""
+        optimizer = self.optimizer._optimizer
+        for name, parameter in self.parameters.items():
+            count = saved.get(name, 0) if isinstance(saved, dict) else saved
+            optimizer._index_update_count[self.optimizer._param2idx[parameter.name]] = count
+        optimizer.num_update = max(optimizer._index_update_count.values(), default=0)
 
     def loss_scale(self) -> dict[str, Any] | None:
         """State of mixed precision's loss scale, for JSON; None without."""
@@ -180,6 +207,15 @@ class Updater:
         if scaler is not None and saved is not None:
             for name in SCALER_FIELDS:
                 setattr(scaler, name, saved[name])
+
+
+def _flat(state: Any) -> Iterator[Any]:
+    """Arrays of an optimizer's state, which may be tuples of tuples."""
+    if isinstance(state, (tuple, list)):
+        for part in state:
+            yield from _flat(part)
+    else:
+        yield state
 
 
 SCALER_FIELDS = ("_loss_scale", "_next_loss_scale", "_unskipped")

@@ -1,4 +1,4 @@
-"""The end of a process whose run has come to a standstill."""
+"""Exit a process whose training hangs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Callable
 
 # "Temporary failure" among the exit codes of sysexits.h: worth another try.
 HUNG = 75
-DEFAULT_HANG_TIMEOUT = 300.0  # seconds
 
 _LOOK_EVERY = 1.0  # seconds
 _TIMES_THE_SLOWEST = 5

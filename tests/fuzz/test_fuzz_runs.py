@@ -18,11 +18,12 @@ from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
 from gluon_resnest.data.loading.position import Position
 from gluon_resnest.data.loading.sampling import Leg, Sampling
 from gluon_resnest.planning.plan import plan
-from gluon_resnest.tasks.classification.build import RunOptions
-from gluon_resnest.tasks.classification.evaluation import Result
 from gluon_resnest.tasks.classification.flags import _parser, parse_arguments
 from gluon_resnest.tasks.classification.recipe import recipe_of
+from gluon_resnest.tasks.classification.task import ClassificationTask, Source, upgraded
 from gluon_resnest.training import resume
+from gluon_resnest.training.console import Console
+from gluon_resnest.training.options import RunOptions, as_settings
 from gluon_resnest.training.run_state import EpochSums, Progress
 from gluon_resnest.training.saving import Saver
 from gluon_resnest.workers import Workers
@@ -73,7 +74,7 @@ def hostile_settings(content: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.slow
 def test_settings(tmp_path, seed):
-    options = RunOptions(Path("t.rec"), Path("run")).as_dict()
+    options = {**as_settings(Source(Path("t.rec"))), **RunOptions(Path("run")).as_dict()}
     whole = {"recipe": recipe_of("resnest14").as_dict(), "run": options, "workers": 2}
     sample = yaml.safe_dump(whole, sort_keys=False).encode()
     counts = fuzz(read_settings, mutations([sample], inputs(), seed, hostile_settings), tmp_path,
@@ -87,8 +88,9 @@ STEP = 7
 RECIPE = recipe_of("resnest14", batch_size=8, epochs=5, warmup_epochs=1)
 SAMPLING = Sampling(240, RECIPE.seed, RECIPE.sharding)
 PROGRESS = Progress(STEP, Position(0, (Leg(1, 8, STEP),)), EpochSums(56, 70.5, 3.5, 0.5), 0,
-                    Result(61, 20, 50, 100.5), None, 1, 0, 9).as_dict(SAMPLING)
-STATE = {"progress": PROGRESS, "loss_scale": None, "recipe": RECIPE.as_dict(), "workers": 1}
+                    {"images": 61, "top1": 32.8, "loss": 1.6}, None, 1, 0, 9).as_dict(SAMPLING)
+STATE = {"progress": PROGRESS, "loss_scale": None, "updates": 7, "recipe": RECIPE.as_dict(),
+         "workers": 1}
 
 
 VALUES = (*NUMBERS, *WORDS, None, True, [], {}, [[]], [[1, 8, 1]] * 2000, {"": None},
@@ -120,20 +122,20 @@ def go_on(run: Path, state: bytes, result: bytes | None) -> None:
     if result is not None:
         (run / "result.json").write_bytes(result)
 
-    trainer = SimpleNamespace(
-        save_dir=run, workers=Workers(), recipe=RECIPE, warn=lambda text: None,
-        options=RunOptions(Path("t.rec"), run, override=True),
-        loader=SimpleNamespace(sampling=SAMPLING),
-        arrays=SimpleNamespace(check=lambda arrays, source: None))  # not what is tried here
-    saver = Saver(run, trainer.workers, RECIPE, 2, 0, 0, trainer.warn)
-    found = resume._look(trainer, saver)
+    task = SimpleNamespace(recipe=RECIPE, training=SimpleNamespace(sampling=SAMPLING),
+                           score=ClassificationTask.score, upgraded=upgraded)
+    parts = resume.Parts(
+        task, RunOptions(run, override=True), Workers(), Console(1), run, None, None,
+        SimpleNamespace(check=lambda arrays, source: None))  # not what is tried here
+    saver = Saver(run, parts.workers, RECIPE, 2, 0, 0, parts.console.warn)
+    found = resume._look(parts, saver)
     try:
         read = found.snapshot.state
         if found.result is not None:
             read = {**read, "progress": found.result}
-        progress = resume._progress(trainer, saver, read)
+        progress = resume._progress(parts, saver, read)
         json.dumps(progress.as_dict(SAMPLING), allow_nan=False)  # it can be saved again
-        resume._resumed(trainer, read, progress)
+        resume._resumed(parts, read, progress)
     finally:
         found.lock.release()
 

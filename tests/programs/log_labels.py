@@ -21,10 +21,10 @@ def main() -> None:
     _, prefix, stop, *flags = sys.argv
     original = Trainer._train_step
 
-    def logged(self, images, labels, *rest):
-        agreed = original(self, images, labels, *rest)
+    def logged(self, batch, *rest):
+        agreed = original(self, batch, *rest)
         with open(f"{prefix}.{self.workers.rank}-of-{self.workers.size}", "a") as file:
-            file.writelines(f"{self.progress.position.epoch} {label}\n" for label in labels)
+            file.writelines(f"{self.progress.position.epoch} {label}\n" for label in batch.labels)
         if self.progress.step == int(stop) - 1:  # it is heard of with the next step
             os.kill(os.getpid(), signal.SIGTERM)
         return agreed

@@ -32,11 +32,13 @@ def main(weights: str, batch: str, output: str, sizes: str, accumulate: str = "1
     params = net.collect_params()
     workers.broadcast(params)
     optimizer = workers.trainer(params, mx.optimizer.SGD(learning_rate=1.0), bool(fp16))
-    updater = Updater(net, mx.gluon.loss.SoftmaxCrossEntropyLoss(), optimizer,
-                      accumulate=int(accumulate), clip_norm=float(clip))
-    losses, backward = updater.forward(mx.nd.array(stored["images"][part]),
-                                       mx.nd.array(stored["labels"][part]))
-    assert losses.shape == (len(stored["labels"][part]),)
+    loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
+    updater = Updater(net, lambda inputs, targets: {"loss": loss(net(*inputs), *targets)},
+                      optimizer, accumulate=int(accumulate), clip_norm=float(clip))
+    losses, backward = updater.forward(
+        [mx.nd.array(stored["images"][part])], [mx.nd.array(stored["labels"][part])],
+        smallest_batch=min(map(int, sizes.split(","))))
+    assert losses["loss"].shape == (len(stored["labels"][part]),)
     backward()
     share = ends[-1] / workers.size
     updater.exchange()

@@ -9,6 +9,7 @@ from typing import Callable
 import numpy as np
 
 from gluon_resnest.errors import InputError
+from gluon_resnest.workers import Workers
 
 Reduce = Callable[[np.ndarray], np.ndarray]
 
@@ -75,20 +76,49 @@ def evaluate(
     observe
         Is given the logits (n, classes) and labels (n,) of each batch.
     """
-    sums = np.zeros(4)
-    for images, labels in batches:
+    evaluator = ClassificationEvaluator(forward, expected_images, batch_size, skipped, observe)
+    for batch in batches:
+        evaluator.add(batch)
+    return evaluator.total(reduce)
+
+
+class ClassificationEvaluator:
+    """Counts hits batch by batch. Parameters as for :func:`evaluate`."""
+
+    def __init__(
+        self,
+        forward: Callable[[np.ndarray], np.ndarray],
+        expected_images: int,
+        batch_size: int | None = None,
+        skipped: Sized = (),
+        observe: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    ) -> None:
+        self._forward, self._observe = forward, observe
+        self._expected, self._batch_size, self._skipped = expected_images, batch_size, skipped
+        self._sums = np.zeros(4)
+
+    def add(self, batch: tuple[np.ndarray, np.ndarray]) -> None:
+        """Take in images (n, H, W, 3) uint8 and labels (n,)."""
+        images, labels = batch
         if len(labels) == 0:
-            continue  # all of it was left out
-        logits = forward(_filled(images, batch_size))[: len(labels)]
-        sums += _sums(logits, labels)
-        if observe is not None:
-            observe(logits, labels)
-    total, top1, top5, loss, left_out = reduce(np.append(sums, len(skipped)))
-    if round(total + left_out) != expected_images:
-        raise RuntimeError(f"evaluated {round(total)} images of {expected_images}")
-    if total == 0:
-        raise InputError(f"none of the {expected_images} images can be used")
-    return Result(round(total), round(top1), round(top5), float(loss), round(left_out))
+            return  # all of it was left out
+        logits = self._forward(_filled(images, self._batch_size))[: len(labels)]
+        self._sums += _sums(logits, labels)
+        if self._observe is not None:
+            self._observe(logits, labels)
+
+    def total(self, reduce: Reduce) -> Result:
+        """The result over all workers; every worker must call it."""
+        total, top1, top5, loss, left_out = reduce(np.append(self._sums, len(self._skipped)))
+        if round(total + left_out) != self._expected:
+            raise RuntimeError(f"evaluated {round(total)} images of {self._expected}")
+        if total == 0:
+            raise InputError(f"none of the {self._expected} images can be used")
+        return Result(round(total), round(top1), round(top5), float(loss), round(left_out))
+
+    def result(self, workers: Workers) -> dict[str, float]:
+        """Figures by name: :meth:`Result.as_dict` of all workers' images."""
+        return self.total(workers.sum).as_dict()
 
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ from gluon_resnest.data.loading.sampling import SHARDINGS
 from gluon_resnest.data.records.bad_records import DEFAULT_SHARE
 from gluon_resnest.models import list_models
 from gluon_resnest.tasks.classification.ablation import RECIPES
-from gluon_resnest.tasks.classification.build import RunOptions
 from gluon_resnest.training.non_finite import NAN_POLICIES
-from gluon_resnest.training.watchdog import DEFAULT_HANG_TIMEOUT
+from gluon_resnest.training.options import RunOptions
+from gluon_resnest.workers import DEFAULT_HANG_TIMEOUT
 
 EXAMPLES = """
   python train_imagenet.py --model resnest50 --dry-run --world-size 64
@@ -149,7 +149,7 @@ def _add_survival(group) -> None:
     group.add_argument("--checkpoint-steps", type=command_line.not_negative, default=0,
                        metavar="N", help="and one every N steps, 0 for none (default: 0)")
     group.add_argument("--nan-policy", choices=NAN_POLICIES, default="abort",
-                       help="when a loss is no finite number: abort; skip the step (which looks "
+                       help="when a loss is NaN or infinite: abort; skip the step (which looks "
                             "at the gradients too); or rollback to the weights of the last "
                             "checkpoint (default: abort)")
     group.add_argument("--hang-timeout", type=command_line.positive, metavar="SECONDS",
