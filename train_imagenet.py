@@ -20,10 +20,10 @@ from gluon_resnest import command_line, runtime
 from gluon_resnest.data.class_names import check_classes, check_several_classes
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
-from gluon_resnest.planning.plan import plan
 from gluon_resnest.runs.run_directory import default_run_directory
 from gluon_resnest.tasks.classification.ablation import find_recipe, published, recipe_table
 from gluon_resnest.tasks.classification.flags import parse_arguments
+from gluon_resnest.tasks.classification.planning import plan
 from gluon_resnest.tasks.classification.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
 from gluon_resnest.tasks.classification.task import ClassificationTask, Source
 from gluon_resnest.training.options import RunOptions

@@ -15,7 +15,8 @@ from pathlib import Path
 from gluon_resnest import command_line
 from gluon_resnest.drawing.run_plots import draw_runs
 from gluon_resnest.errors import InputError
-from gluon_resnest.runs.history import RunHistory, read_history, run_labels
+from gluon_resnest.runs.history import RunHistory, run_labels
+from gluon_resnest.tasks.classification.history import read_run
 
 EXAMPLES = """
   python scripts/plot_run.py runs/resnest50-20261123-101500
@@ -85,7 +86,7 @@ def main() -> None:
     if args.output is not None and args.output.suffix.lower() not in KINDS:
         raise InputError(f"-o {args.output} must end in {', '.join(KINDS)}")
     folders = list({folder.resolve(): folder for folder in args.runs}.values())
-    runs = [read_history(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
     output = args.output or (folders[0] / "run.png" if len(runs) == 1 else Path("runs.png"))
     draw_runs(runs, output, args.title, args.reference, args.smooth)
     print(output)

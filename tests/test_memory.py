@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from types import SimpleNamespace
 
 import mxnet as mx
 import pytest
@@ -13,7 +12,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.models import get_model, list_models
 from gluon_resnest.planning.activations import KNOWN_OPERATORS, activations, inference_maps
-from gluon_resnest.planning.memory import worker_memory
+from gluon_resnest.tasks.classification.planning import worker_memory
 from gluon_resnest.tasks.classification.recipe import recipe_of
 
 # docs/performance.md: peak memory, MB, of a process that trains on random images.
@@ -55,13 +54,12 @@ def small_network() -> nn.HybridSequential:
             nn.BatchNorm(in_channels=16), nn.Activation("relu"),
             nn.Conv2D(16, 3, padding=1, in_channels=16, use_bias=False),
             nn.Flatten(), nn.Dense(5, in_units=16 * 8 * 8))
-    net.variant = SimpleNamespace(in_channels=3)
     return net
 
 
 def test_activations_by_hand() -> None:
     batch, image_map = 6, 4 * 6 * 16 * 8 * 8  # bytes of a map of 16 channels, 8x8
-    found = activations(small_network(), batch, 8)
+    found = activations(small_network(), (batch, 3, 8, 8))
     # The normalisation reads what the first convolution puts out, the second convolution what ReLU
     # does, the dense layer what the second does. (Gradients never read the data's own memory.)
     assert found.kept == 3 * image_map
@@ -70,13 +68,26 @@ def test_activations_by_hand() -> None:
     assert found.passing == image_map + 2 * image_map
     assert found.largest == image_map
     # In inference two neighbours at a time.
-    assert inference_maps(small_network(), batch, 8) == 2 * image_map
+    assert inference_maps(small_network(), (batch, 3, 8, 8)) == 2 * image_map
+
+
+def test_an_unknown_operator_counts_with_all_that_its_gradient_could_read() -> None:
+    batch, image_map = 6, 4 * 6 * 16 * 8 * 8
+    usual = activations(small_network(), (batch, 3, 8, 8))
+    net = nn.HybridSequential()
+    for block in small_network()._children.values():
+        net.add(block)
+        if isinstance(block, nn.Activation):
+            net.add(nn.HybridLambda("arcsinh"))
+    assert "arcsinh" not in KNOWN_OPERATORS
+    # Its output is also the second convolution's input; ReLU's output was kept for that before.
+    assert activations(net, (batch, 3, 8, 8)).kept == usual.kept + image_map
 
 
 def test_split_attention_by_hand() -> None:
     """A block of stage 1 of ResNeSt-50: what its 16 siblings keep differs in size alone."""
     pixels, batch = 56 * 56, 2
-    with_block, without = (activations(_of_blocks(count), batch, 224) for count in (3, 2))
+    with_block, without = (activations(_of_blocks(count), (batch, 3, 224, 224)) for count in (3, 2))
     # Behind the block's input, in channels: conv1 64 and its ReLU 64; the splits 128, masks of a
     # byte an element of both; their sum, difference, spread attention and weighed sum 64 each;
     # conv3 256; and ReLU 256.
@@ -103,7 +114,7 @@ def test_every_operator_is_known(model: str, for_cpu: bool) -> None:
 def test_maps_grow_with_the_batch_and_the_pixels(for_cpu: bool) -> None:
     def kept(batch: int, side: int) -> int:
         net = get_model("resnest26")  # (DropBlock's noise is wider than the map)
-        return activations(net, batch, side, for_cpu).kept
+        return activations(net, (batch, 3, side, side), for_cpu).kept
 
     assert kept(24, 64) == pytest.approx(3 * kept(8, 64), rel=1e-4)
     assert kept(8, 128) == pytest.approx(4 * kept(8, 64), rel=0.02)  # the attention has one pixel

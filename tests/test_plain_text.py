@@ -27,8 +27,8 @@ from gluon_resnest.errors import InputError
 from gluon_resnest.jobs.hosts import read_hostfile
 from gluon_resnest.models import get_model, save_weights
 from gluon_resnest.plain_text import printable, read_lines, read_text
-from gluon_resnest.runs.history import read_history
 from gluon_resnest.tasks.classification.flags import parse_arguments
+from gluon_resnest.tasks.classification.history import read_run
 
 # What Notepad, Excel, PowerShell and Vim make of "UTF-8" and "Unicode", with either line end.
 ENCODINGS = {
@@ -161,7 +161,7 @@ def test_metrics_and_settings_of_a_run(tmp_path):
         codecs.BOM_UTF8 + b'{"event": "epoch", "epoch": 1, "step": 3, "loss": 2.5}\r\n'
         b'{"event": "epoch", "epoch": 2, "step": 6, "loss": 1.5}\r\n')
     (tmp_path / "config.yaml").write_bytes(codecs.BOM_UTF8 + b"recipe: {model: resnest14}\r\n")
-    history = read_history(tmp_path)
+    history = read_run(tmp_path)
     assert [record["loss"] for record in history.epochs] == [2.5, 1.5]
     assert history.reference is not None
 

@@ -17,9 +17,10 @@ from gluon_resnest.drawing import run_plots as plots
 from gluon_resnest.drawing.curves import colours_of, draw_line, readable
 from gluon_resnest.drawing.run_plots import draw_learning_curve, draw_runs
 from gluon_resnest.errors import InputError
-from gluon_resnest.runs.history import read_history, run_labels
+from gluon_resnest.runs.history import run_labels
 from gluon_resnest.runs.metrics import MetricsLog
 from gluon_resnest.tasks.classification.ablation import find_recipe
+from gluon_resnest.tasks.classification.history import read_run
 from gluon_resnest.tasks.classification.recipe import recipe_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -65,7 +66,7 @@ def events(folder: Path, event: str) -> list[dict]:
 
 
 def test_figures_of_a_run(tmp_path, rng):
-    run = read_history(write_run(tmp_path / "run", rng, epochs=5.4, average=True))
+    run = read_run(write_run(tmp_path / "run", rng, epochs=5.4, average=True))
     top1 = [record["top1"] for record in events(run.folder, "validation")]
     assert run.best() == (max(top1), 1 + int(np.argmax(top1)))
     assert run.best(average=True)[0] == max(
@@ -78,7 +79,7 @@ def test_figures_of_a_run(tmp_path, rng):
 
 
 def test_a_run_before_its_first_epoch(tmp_path, rng):
-    run = read_history(write_run(tmp_path / "run", rng, epochs=0.4))
+    run = read_run(write_run(tmp_path / "run", rng, epochs=0.4))
     assert (run.epochs, run.best(), run.epochs_done) == ([], None, 0.4)
     assert run.last_loss == events(run.folder, "step")[-1]["loss"]
 
@@ -91,7 +92,7 @@ def test_what_was_done_anew_counts_as_it_was_then(tmp_path, rng):
                        {"event": "step", "step": 22, "loss": 7.0},
                        {"event": "validation", "epoch": 2, "step": 20, "top1": 1.0}):
             file.write(json.dumps(record) + "\n")
-    run = read_history(folder)
+    run = read_run(folder)
     assert [record["step"] for record in run.steps] == list(range(2, 23, 2))
     assert run.steps[-1] == {"event": "step", "step": 22, "loss": 7.0, "epoch": 2.2}
     assert [record["step"] for record in run.epochs] == [10, 20, 30]
@@ -103,7 +104,7 @@ def test_a_run_of_an_older_version(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"event": "step", "step": 2, "loss": 1.5, "lr": 0.1, "data_share": 0.5}\n'
         '{"event": "epoch", "epoch": 1, "step": 2, "loss": 1.0, "lr": 0.1}\n')
-    run = read_history(tmp_path)
+    run = read_run(tmp_path)
     assert (run.steps, run.epochs_done, run.last_loss) == ([], 1, 1)
     draw_runs([run], tmp_path / "run.png")
     assert (tmp_path / "run.png").read_bytes().startswith(PNG)
@@ -117,7 +118,7 @@ def test_a_run_of_an_older_version(tmp_path):
     (recipe_of("resnest50", classes=10), None),
 ])
 def test_the_published_accuracy_is_of_the_runs_recipe(tmp_path, rng, recipe, expected):
-    found = read_history(write_run(tmp_path / "run", rng, 1, recipe)).reference
+    found = read_run(write_run(tmp_path / "run", rng, 1, recipe)).reference
     assert (found and (found.top1, found.model, found.source, found.overridden)) == expected
 
 
@@ -126,7 +127,7 @@ def test_the_published_accuracy_is_of_the_runs_recipe(tmp_path, rng, recipe, exp
 def test_settings_that_cannot_be_read_give_no_reference(tmp_path, rng, content):
     folder = write_run(tmp_path / "run", rng, 1)
     (folder / "config.yaml").write_text(content)
-    assert read_history(folder).reference is None
+    assert read_run(folder).reference is None
 
 
 def test_labels_are_as_short_as_tells_runs_apart():
@@ -165,7 +166,7 @@ def legend(axes) -> list[str]:
 def test_lines_are_the_figures_of_the_run(tmp_path, rng, drawn):
     recipe = find_recipe("resnest-50").resolve(epochs=12)
     folder = write_run(tmp_path / "run", rng, 12, recipe, average=True)
-    draw_runs([read_history(folder)], tmp_path / "run.png")
+    draw_runs([read_run(folder)], tmp_path / "run.png")
     _, loss, top1, rate, speed, shares = drawn[0].axes
     epochs = list(range(1, 13))
     assert lines(loss) == [(epochs, [r["loss"] for r in events(folder, event)], "-")
@@ -187,7 +188,7 @@ def test_lines_are_the_figures_of_the_run(tmp_path, rng, drawn):
 
 def test_few_epochs_show_their_steps(tmp_path, rng, drawn):
     folder = write_run(tmp_path / "run", rng, 1, validate=False, exchange=None)
-    draw_runs([read_history(folder)], tmp_path / "run.png")
+    draw_runs([read_run(folder)], tmp_path / "run.png")
     _, loss, top1, _, _, shares = drawn[0].axes
     assert legend(loss) == ["training, by step", "training, mean of the epoch"]
     assert lines(loss)[0][1] == [r["loss"] for r in events(folder, "step")]
@@ -198,7 +199,7 @@ def test_few_epochs_show_their_steps(tmp_path, rng, drawn):
 
 def test_each_run_and_each_model_once(tmp_path, rng, drawn):
     recipes = [find_recipe(name).resolve() for name in ("resnest-50", "resnest-50", "2s1x64d")]
-    runs = [read_history(write_run(tmp_path / f"run{number}", rng, 3, recipe))
+    runs = [read_run(write_run(tmp_path / f"run{number}", rng, 3, recipe))
             for number, recipe in enumerate(recipes)]
     draw_runs(runs, tmp_path / "runs.svg", title="three")
     assert (tmp_path / "runs.svg").read_bytes().startswith(b"<?xml")
@@ -219,7 +220,7 @@ def test_nothing_overlaps(tmp_path, rng, drawn, count, epochs):
     names = [f"resnest50-fast-{number}s1x64d-{'with-a-very-long-name-' * (number % 5)}of-{'$' * 2}"
              for number in range(count)]
     recipe = recipe_of("resnest50")
-    runs = [read_history(write_run(tmp_path / name, rng, epochs, recipe, average=True, every=1))
+    runs = [read_run(write_run(tmp_path / name, rng, epochs, recipe, average=True, every=1))
             for name in names]
     draw_runs(runs, tmp_path / "out" / "runs.png")
     (figure,) = drawn
@@ -319,7 +320,7 @@ def tool(capsys, monkeypatch):
 def test_plot_run(tmp_path, rng):
     folder = write_run(tmp_path / "run", rng, 6, find_recipe("resnest-50").resolve(epochs=6))
     done = run_tool(SCRIPT, folder)
-    run = read_history(folder)
+    run = read_run(folder)
     picture, header, row, note = done.stdout.splitlines()
     assert picture == f"{folder}/run.png"
     assert header.split("  ")[0] == "run"
@@ -389,4 +390,4 @@ def test_faults_are_one_line_and_code_2(fault, tmp_path, rng, tool, monkeypatch)
 
 def test_reading_says_what_is_missing(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        read_history(tmp_path / "none")
+        read_run(tmp_path / "none")

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, run_tool
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.planning.plan import plan
+from gluon_resnest.tasks.classification.planning import plan
 from gluon_resnest.tasks.classification.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
 from gluon_resnest.training.schedules import Schedule
 

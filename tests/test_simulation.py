@@ -14,8 +14,8 @@ from gluon_resnest.data.loading.position import Position
 from gluon_resnest.data.loading.sampling import SHARDINGS, Leg, Sampling
 from gluon_resnest.errors import InputError
 from gluon_resnest.planning import simulation
-from gluon_resnest.planning.plan import plan
 from gluon_resnest.planning.simulation import SimulatedEpoch, simulate_epoch, simulate_epochs
+from gluon_resnest.tasks.classification.planning import plan
 from gluon_resnest.tasks.classification.recipe import IMAGENET_TRAIN_IMAGES, recipe_of
 
 IMAGENET = IMAGENET_TRAIN_IMAGES

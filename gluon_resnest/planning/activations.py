@@ -14,8 +14,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import mxnet as mx
-
-from gluon_resnest.models.resnest import ResNeSt
+from mxnet.gluon import HybridBlock
 
 FLOAT = 4  # bytes: maps are float32
 
@@ -81,31 +80,31 @@ class Activations:
     largest: int
 
 
-def activations(net: ResNeSt, batch: int, side: int, for_cpu: bool = True) -> Activations:
-    """Of a training step of `net` on (batch, channels, side, side).
+def activations(net: HybridBlock, shape: tuple[int, ...], for_cpu: bool = True) -> Activations:
+    """Of a training step of `net` on a batch.
 
     Parameters
     ----------
     net
         Without weights; it is traced.
-    batch, side
-        Images, and their side in pixels.
+    shape
+        Of its input, such as (N, C, H, W).
     for_cpu
         As this machine traces the network; otherwise with the operators that every build has,
         which a GPU runs.
     """
-    return _trace(net, batch, side, for_cpu).activations()
+    return _trace(net, shape, for_cpu).activations()
 
 
-def inference_maps(net: ResNeSt, batch: int, side: int, for_cpu: bool = True) -> int:
+def inference_maps(net: HybridBlock, shape: tuple[int, ...], for_cpu: bool = True) -> int:
     """Bytes of the maps that are there at a time in inference, at most; as :func:`activations`."""
-    return FLOAT * _trace(net, batch, side, for_cpu).passing_forward(set())
+    return FLOAT * _trace(net, shape, for_cpu).passing_forward(set())
 
 
-def _trace(net: ResNeSt, batch: int, side: int, for_cpu: bool) -> _Graph:
+def _trace(net: HybridBlock, shape: tuple[int, ...], for_cpu: bool) -> _Graph:
     data = mx.sym.var("data")
     graph = net._get_graph(data)[1] if for_cpu else net(data)
-    return _Graph(graph, {"data": (batch, net.variant.in_channels, side, side)})
+    return _Graph(graph, {"data": shape})
 
 
 class _Entry(NamedTuple):
@@ -161,9 +160,7 @@ class _Graph:
         kept: set[_Entry] = set()
         besides = 0.0
         for number in self.operators:
-            reads = _KEPT.get(self.nodes[number]["op"])
-            if reads is None:
-                continue
+            reads = _kept_by(self.nodes[number])
             besides += FLOAT * reads.share * self.sizes[_Entry(number, 0)]
             if number in self.trained:
                 inputs = self._inputs(number)
@@ -210,6 +207,13 @@ class _Graph:
             gradients -= done
             now -= sum(self.sizes[entry] for entry in done)
         return most
+
+
+def _kept_by(node: dict[str, Any]) -> _Kept:
+    """What the gradient of a node reads; of an operator that is not known, all that it can."""
+    if node["op"] in KNOWN_OPERATORS:
+        return _KEPT.get(node["op"], _Kept())
+    return _Kept(tuple(range(len(node["inputs"]))), output=True)
 
 
 def _is_seed_rate(name: str) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from math import prod
 
+from mxnet.gluon import HybridBlock
+
 from gluon_resnest.data.loading.loader import BATCHES_AHEAD
-from gluon_resnest.models import ResNeSt, get_model
 from gluon_resnest.planning.activations import FLOAT, activations, inference_maps
-from gluon_resnest.tasks.classification.recipe import Recipe
+from gluon_resnest.planning.planned import Planned
 
 # A process on a CPU: Python, MXNet, OpenCV and what is compiled for the network. 260 MB after the
 # imports; 360 to 470 MB is what training runs took beyond the sum of the other parts.
@@ -85,32 +86,31 @@ class WorkerMemory:
         return {**asdict(self), **sums}
 
 
-def worker_memory(recipe: Recipe, world_size: int = 1, for_cpu: bool = True) -> WorkerMemory:
-    """Estimate for a worker that trains by `recipe`; rank 0, which needs the most.
+def memory_of(planned: Planned, world_size: int = 1, for_cpu: bool = True) -> WorkerMemory:
+    """Estimate for a worker; rank 0, which needs the most.
 
     Parameters
     ----------
-    recipe
-        Its mixed precision (`amp`) is left out: the estimate is then an upper bound.
+    planned
+        What is trained. Mixed precision (`amp`) is left out: the estimate is then an upper bound.
     world_size
         Number of workers.
     for_cpu
         On a CPU; or on a GPU, where the total is a lower bound, without the workspace and the
         process.
     """
-    net = get_model(recipe.model, classes=recipe.classes, final_drop=recipe.final_drop,
-                    dropblock_prob=recipe.dropblock_prob)
-    weights, trained = _parameter_bytes(net)
-    momentum = trained if recipe.momentum else 0
+    recipe = planned.recipe
+    weights, trained = _parameter_bytes(planned.network)
+    momentum = planned.optimizer_arrays * trained
     ema = weights if recipe.ema else 0
     part = -(-recipe.batch_size // recipe.accumulate)
-    maps = activations(net, part, recipe.train_size, for_cpu)
-    pixels = 3 * recipe.batch_size * recipe.train_size**2
+    maps = activations(planned.network, (part, *planned.sample), for_cpu)
+    pixels = recipe.batch_size * prod(planned.sample)
     return WorkerMemory(
         weights=weights, gradients=trained, momentum=momentum, ema=ema,
         activations=maps.kept, passing=maps.passing,
         workspace=_TEMPORARY_COPIES * maps.largest if for_cpu else 0,
-        teacher=_teacher(recipe, part, for_cpu),
+        teacher=_teacher(planned, part, for_cpu),
         fusion_buffer=_FUSION_BUFFER if world_size > 1 else 0,
         # In uint8, and in float32: normalised, mixed, and in reverse for the mixing.
         inputs=pixels * (1 + 3 * FLOAT),
@@ -119,15 +119,15 @@ def worker_memory(recipe: Recipe, world_size: int = 1, for_cpu: bool = True) -> 
         process=PROCESS if for_cpu else 0)
 
 
-def _parameter_bytes(net: ResNeSt) -> tuple[int, int]:
+def _parameter_bytes(net: HybridBlock) -> tuple[int, int]:
     """Of all parameters, and of those that are trained."""
     sizes = [(FLOAT * prod(parameter.shape), parameter.grad_req != "null")
              for parameter in net.collect_params().values()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
-def _teacher(recipe: Recipe, batch: int, for_cpu: bool) -> int:
-    if recipe.teacher is None:
+def _teacher(planned: Planned, batch: int, for_cpu: bool) -> int:
+    if planned.teacher is None:
         return 0
-    net = get_model(recipe.teacher, classes=recipe.classes)
-    return _parameter_bytes(net)[0] + inference_maps(net, batch, recipe.train_size, for_cpu)
+    return _parameter_bytes(planned.teacher)[0] + inference_maps(
+        planned.teacher, (batch, *planned.sample), for_cpu)

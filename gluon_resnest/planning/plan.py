@@ -1,17 +1,13 @@
-"""The resolved plan of a run, from its recipe alone: what `--dry-run` prints."""
+"""The resolved plan of a run, without data or devices: what `--dry-run` prints."""
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any, Iterable
 
-from gluon_resnest.data.loading.sampling import Sampling
-from gluon_resnest.models import get_model
-from gluon_resnest.planning.cost import summary as cost_of
-from gluon_resnest.planning.memory import worker_memory
+from gluon_resnest.planning.memory import memory_of
+from gluon_resnest.planning.planned import Planned
 from gluon_resnest.planning.simulation import simulate_epochs, simulation_summary
-from gluon_resnest.tasks.classification.recipe import Recipe
-from gluon_resnest.training.schedules import Schedule
+from gluon_resnest.training.task import Schedule
 
 BYTES_PER_GRADIENT = 4  # fp32
 
@@ -20,9 +16,8 @@ BYTES_PER_GRADIENT = 4  # fp32
 _PASSES = 3
 
 
-def plan(
-    recipe: Recipe,
-    images: int,
+def plan_of(
+    planned: Planned,
     world_size: int,
     lr_at: Iterable[int] = (),
     *,
@@ -30,14 +25,12 @@ def plan(
     record_bytes: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """What a run would do, without data or devices.
+    """What a run would do.
 
     Parameters
     ----------
-    recipe
-        Of the run.
-    images
-        Number of training images.
+    planned
+        What would be trained, and on how many images.
     world_size
         Number of workers.
     lr_at
@@ -66,19 +59,17 @@ def plan(
     RuntimeError
         With `prove`, if an image were read twice or not at all.
     """
-    net = get_model(recipe.model, classes=recipe.classes, final_drop=recipe.final_drop)
-    trainable = sum(prod(parameter.shape) for parameter in net.collect_params().values()
-                    if parameter.grad_req != "null")
-    sampling = Sampling(images, recipe.seed, recipe.sharding)
-    steps = sampling.steps(recipe.batch_size, world_size)
-    schedule = recipe.schedule(images, world_size)
+    recipe, images, trainable = planned.recipe, planned.sampling.length, planned.parameters
+    steps = planned.sampling.steps(recipe.batch_size, world_size)
+    schedule = planned.schedule(world_size)
     settings = recipe.as_dict()
-    settings["lr_per_worker"] = settings.pop("lr")  # the key lr is the schedule's
+    if "lr" in settings:
+        settings["lr_per_worker"] = settings.pop("lr")  # the key lr is the schedule's
     found = {
         **settings,
         "world_size": world_size,
         "global_batch": recipe.batch_size * world_size,
-        "peak_lr": recipe.peak_lr(world_size),
+        "peak_lr": schedule.peak_lr,
         "train_images": images,
         "images_per_rank": -(-images // world_size),
         "steps_per_epoch": steps,
@@ -89,38 +80,35 @@ def plan(
         "lr": {str(step): schedule(step) for step in lr_at},
     }
     if prove:
-        found.update(proof(recipe, sampling, world_size, trainable, progress))
+        found.update(proof(planned, world_size, progress))
         if record_bytes is not None:
-            found["data"] = _data(record_bytes, recipe, found["simulation"], images)
+            found["data"] = _data(record_bytes, planned, found["simulation"])
     return found
 
 
-def proof(
-    recipe: Recipe, sampling: Sampling, world_size: int, parameters: int, progress: bool = False
-) -> dict[str, Any]:
+def proof(planned: Planned, world_size: int, progress: bool = False) -> dict[str, Any]:
     """What `prove` adds to a plan.
 
     Returns
     -------
     dict
-        ``simulation``: :func:`~.simulation.simulation_summary` of the epochs that stand
-        for all. ``schedule``: learning rate at some updates; the last one is made with 0.
+        ``simulation``: :func:`~.simulation.simulation_summary` of the epochs that stand for all.
+        ``schedule``: learning rate at some updates; the last one is made with 0.
         ``worker_memory``: estimates in bytes for a worker on a ``cpu`` or, as a lower bound, a
         ``gpu`` (:class:`~gluon_resnest.planning.memory.WorkerMemory`). ``all_reduce``: bytes of
         gradients that a worker gives and, in a ring, sends; a ring of n workers sends
         2 (n - 1) / n of them. ``compute``: multiply-adds; those of training are three times those
         of the forward pass. Validation is not counted.
     """
-    schedule = recipe.schedule(sampling.length, world_size)
+    recipe, sampling, parameters = planned.recipe, planned.sampling, planned.parameters
     simulated = simulate_epochs(
         sampling, recipe.batch_size, world_size, recipe.epochs, progress)
-    forward = cost_of(get_model(recipe.model, classes=recipe.classes), recipe.train_size)
-    per_image = _PASSES * forward.multiply_adds
+    per_image = _PASSES * planned.multiply_adds
     return {
         "simulation": simulation_summary(simulated),
-        "schedule": _points(schedule),
+        "schedule": _points(planned.schedule(world_size)),
         "worker_memory": {
-            name: worker_memory(recipe, world_size, for_cpu=name == "cpu").as_dict()
+            name: memory_of(planned, world_size, for_cpu=name == "cpu").as_dict()
             for name in ("cpu", "gpu")},
         "all_reduce": {
             "dtype": "float16" if recipe.fp16_allreduce else "float32",
@@ -150,11 +138,10 @@ def _traffic(given: int, world_size: int, steps: int, epochs: int) -> dict[str, 
             "given_in_all": given * steps * epochs, "sent_in_all": sent * steps * epochs}
 
 
-def _data(
-    record_bytes: int, recipe: Recipe, simulation: dict[str, Any], images: int
-) -> dict[str, int]:
+def _data(record_bytes: int, planned: Planned, simulation: dict[str, Any]) -> dict[str, int]:
     """Bytes of the training file that a worker reads, if all its records are equally large."""
-    per_epoch = record_bytes * simulation["largest_rank_images"] // images
+    sampling = planned.sampling
+    per_epoch = record_bytes * simulation["largest_rank_images"] // sampling.length
     return {"file_bytes": record_bytes, "read_per_worker_and_epoch": per_epoch,
             # What its page cache should hold to read the disk once only.
-            "read_per_worker_at_all": per_epoch if recipe.sharding == "fixed" else record_bytes}
+            "read_per_worker_at_all": per_epoch if sampling.sharding == "fixed" else record_bytes}

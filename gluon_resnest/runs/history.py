@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gluon_resnest.errors import InputError
 from gluon_resnest.runs.metrics import read_metrics
-from gluon_resnest.runs.run_directory import CONFIG, METRICS
-from gluon_resnest.strict_yaml import read_yaml
-from gluon_resnest.tasks.classification.ablation import published
-from gluon_resnest.tasks.classification.recipe import Recipe
-
-_IMAGENET_CLASSES = 1000
+from gluon_resnest.runs.run_directory import METRICS
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class RunHistory:
     breaks
         Where the run was resumed or went back to earlier weights: (epoch, which of these).
     reference
-        What was published for its recipe, if its classes are ImageNet's 1000.
+        What was published for its recipe.
     """
 
     folder: Path
@@ -79,8 +74,8 @@ class RunHistory:
         return max(found, key=lambda pair: pair[0]) if found else None
 
 
-def read_history(folder: Path) -> RunHistory:
-    """The run in `folder`.
+def read_history(folder: Path, reference: Reference | None = None) -> RunHistory:
+    """The run in `folder`, beside a published `reference` if there is one.
 
     Raises
     ------
@@ -93,7 +88,7 @@ def read_history(folder: Path) -> RunHistory:
     metrics = folder / METRICS
     if not metrics.exists():
         raise InputError(f"{folder} holds no run: it has no {METRICS}")
-    history = history_of(metrics, _reference(folder))
+    history = history_of(metrics, reference)
     if not (history.steps or history.epochs or history.validations):
         raise InputError(f"{metrics} tells of no step yet: let the run go on")
     return history
@@ -140,21 +135,6 @@ def _breaks(records: list[dict[str, Any]], plan: dict[str, Any]) -> list[tuple[f
     whole = plan.get("steps_per_epoch")
     return [(record["step"] / whole, kinds[record["event"]])
             for record in records if record["event"] in kinds and whole and record.get("step")]
-
-
-def _reference(folder: Path) -> Reference | None:
-    """From the run's own settings; None where they cannot be read, or nothing was published."""
-    try:
-        saved = read_yaml(folder / CONFIG, "settings")["recipe"]
-        known = {of.name for of in fields(Recipe)}
-        recipe = Recipe(**{name: value for name, value in saved.items() if name in known})
-        found = published(recipe)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None  # of another version, or no run of ours: there is nothing to compare with
-    if recipe.classes != _IMAGENET_CLASSES or found["published_top1"] is None:
-        return None
-    return Reference(found["published_top1"], recipe.recipe or recipe.model,
-                     found["published_source"], tuple(found["overridden"]))
 
 
 def _is_number(value: Any) -> bool:

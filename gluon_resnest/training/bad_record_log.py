@@ -32,12 +32,12 @@ class BadRecordLog:
     path
         Of the file; it appears with the first bad record.
     found
-        What this rank's loader has met.
+        What this rank's loader has met; None where there can be nothing, on all ranks.
     workers
         Of the run.
     """
 
-    def __init__(self, path: Path, found: BadRecords, workers: Workers) -> None:
+    def __init__(self, path: Path, found: BadRecords | None, workers: Workers) -> None:
         self._path, self._found, self._workers = path, found, workers
         self._unshared: list[dict[str, Any]] = []
         self._listed: set[int] = set()
@@ -45,7 +45,7 @@ class BadRecordLog:
 
     def note(self, epoch: int) -> None:
         """Take what this rank has found until now; called in every step, so mostly nothing."""
-        for fault in self._found.take_untold():
+        for fault in self._found.take_untold() if self._found is not None else ():
             entry = self._entry(fault, epoch)
             self._unshared.append(entry)
             if self._workers.rank == 0:
@@ -56,6 +56,8 @@ class BadRecordLog:
 
     def share(self, epoch: int) -> None:
         """Tell all ranks what each has found, write it, and check the share of all together."""
+        if self._found is None:
+            return
         self.note(epoch)
         everyone = self._workers.gather(self._unshared)
         self._unshared = []

@@ -65,8 +65,18 @@ class Recipe(Protocol):
 
 
 class Schedule(Protocol):
-    """Learning rate by update, counted from 1; 0 is before the first."""
+    """Learning rate by update, counted from 1; 0 is before the first.
 
+    Attributes
+    ----------
+    peak_lr
+        Its largest value.
+    warmup_steps, total_steps
+        Updates until it is reached, and in all.
+    """
+
+    peak_lr: float
+    warmup_steps: int
     total_steps: int
 
     def __call__(self, step: int) -> float:
@@ -91,11 +101,11 @@ class TrainingData(Protocol[Batch]):
     sampling
         Which sample comes when; all ranks have the same.
     bad_records
-        What could not be used until now.
+        What could not be used until now; None where everything can.
     """
 
     sampling: Sampling
-    bad_records: BadRecords
+    bad_records: BadRecords | None
 
     def __len__(self) -> int:
         """Steps in an epoch, the same for every worker."""

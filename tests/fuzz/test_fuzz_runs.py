@@ -17,8 +17,8 @@ from fuzzing import fuzz, inputs, mutate, mutate_json, mutations
 from gluon_resnest.checkpoints.checkpoint import Checkpoints, Snapshot
 from gluon_resnest.data.loading.position import Position
 from gluon_resnest.data.loading.sampling import Leg, Sampling
-from gluon_resnest.planning.plan import plan
 from gluon_resnest.tasks.classification.flags import _parser, parse_arguments
+from gluon_resnest.tasks.classification.planning import plan
 from gluon_resnest.tasks.classification.recipe import recipe_of
 from gluon_resnest.tasks.classification.task import ClassificationTask, Source, upgraded
 from gluon_resnest.training import resume
