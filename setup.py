@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
 
 setup(
     name="gluon-resnest",
-    version="0.1.0",
+    # Read without importing the package, which needs MXNet.
+    version=runpy.run_path(str(ROOT / "gluon_resnest/version.py"))["__version__"],
     description="ResNeSt: Split-Attention Networks, for Apache MXNet 1.9.1 (Gluon) and Horovod",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.8",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["gluon_resnest", "gluon_resnest.*"]),
+    package_data={"gluon_resnest": ["py.typed"]},
     python_requires=">=3.8,<3.13",
     # MXNet itself is an extra, because CPU and GPU builds are different packages. It uses names
     # that NumPy removed in 2.0; what went in 1.24 is mended by gluon_resnest/runtime.py.

@@ -9,9 +9,10 @@ from gluon_resnest import runtime
 runtime.prepare()  # before MXNet is imported
 
 from gluon_resnest.models import get_model, list_models  # noqa: E402
+from gluon_resnest.models import get_model, list_models  # noqa: E402
 from gluon_resnest.planning.cost import summary  # noqa: E402
+from gluon_resnest.version import __version__  # noqa: E402
 
 runtime.leave_cores_to_the_engine()
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "get_model", "list_models", "summary"]

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import gluon_resnest
 from toolchain import horovod_wheel, virtual_environment
 from toolchain.install import CONSTRAINTS, ROOT, Stamp, fingerprint
 from toolchain.install_progress import InstallError, InstallProgress
@@ -55,7 +56,7 @@ def test_constraints_name_everything_that_is_installed_with_its_version():
     installed = {canonical(d.metadata["Name"]): d.version
                  for d in importlib.metadata.distributions(path=list(folders))}
     version = installed.pop("gluon-resnest")
-    assert version == "0.1.0"
+    assert version == gluon_resnest.__version__
     assert len(installed) > 40
     constraints = pinned()
     assert installed == {name: constraints.get(name) for name in installed}
@@ -146,10 +147,12 @@ def test_when_an_environment_still_serves(tmp_path, change, serves, shares_base)
     assert (STAMP.serves(wanted), STAMP.shares_base(wanted)) == (serves, shares_base)
 
 
-@pytest.mark.parametrize("changed", ["setup.py", "pyproject.toml", "constraints.txt",
-                                     "toolchain/install.py", "toolchain/new.py"])
+@pytest.mark.parametrize("changed", ["setup.py", "gluon_resnest/version.py", "pyproject.toml",
+                                     "constraints.txt", "toolchain/install.py",
+                                     "toolchain/new.py"])
 def test_fingerprint_follows_what_decides_the_installation(tmp_path, changed):
-    for name in ("setup.py", "pyproject.toml", "constraints.txt"):
+    (tmp_path / "gluon_resnest").mkdir()
+    for name in ("setup.py", "gluon_resnest/version.py", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "toolchain", tmp_path / "toolchain")
     assert fingerprint(tmp_path) == fingerprint()

@@ -66,8 +66,8 @@ class Stamp:
 def fingerprint(root: Path = ROOT) -> str:
     """SHA-256 over the files that decide what is installed, and how."""
     digest = hashlib.sha256()
-    files = [root / "setup.py", root / "pyproject.toml", root / "constraints.txt",
-             *sorted((root / "toolchain").glob("*.py"))]
+    files = [root / "setup.py", root / "gluon_resnest/version.py", root / "pyproject.toml",
+             root / "constraints.txt", *sorted((root / "toolchain").glob("*.py"))]
     for file in files:
         content = file.read_bytes()
         digest.update(f"{file.name} {len(content)}\n".encode())
