@@ -9,7 +9,7 @@ RUN = .venv/bin/python
 
 .NOTPARALLEL:
 
-.PHONY: help demo test lint install clean
+.PHONY: help demo test test-fast lint install clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -17,6 +17,7 @@ help:
 	@echo 'make demo      train resnest14 on photographs of solar cells with two Horovod workers,'
 	@echo '               evaluate it, export it, predict with the exported files (about 10 minutes)'
 	@echo 'make test      check style, then run all tests'
+	@echo 'make test-fast check style, then run the quick tests (under 4 minutes)'
 	@echo 'make lint      check style only'
 	@echo 'make install   set up .venv for your own work: .venv/bin/python, .venv/bin/horovodrun'
 	@echo 'make clean     remove .venv and what the demo made (the compiled Horovod stays cached)'
@@ -47,7 +48,11 @@ lint: environment-lint
 
 test: environment-test
 	.venv/bin/ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest --durations=25
+
+test-fast: environment-test
+	.venv/bin/ruff check .
+	$(RUN) -m pytest -m 'not slow' --durations=10
 
 # ---- the demo: lines that can be typed one by one ----
 

@@ -16,10 +16,28 @@ import gluon_resnest  # noqa: F401 (prepares NumPy and threads before MXNet is i
 import cv2
 import mxnet as mx
 import numpy as np
+import slow_tests
 from sklearn.datasets import load_digits, load_sample_images
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGIT_CLASSES = 4
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--write-slow-tests", action="store_true",
+                     help="measure all tests and write tests/slow_tests.txt")
+
+
+def pytest_configure(config) -> None:
+    if config.getoption("--write-slow-tests"):
+        config.pluginmanager.register(slow_tests.Stopwatch())
+
+
+def pytest_collection_modifyitems(items) -> None:
+    listed = slow_tests.listed()
+    for item in items:
+        if slow_tests.function_of(item) in listed:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
