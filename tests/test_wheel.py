@@ -82,6 +82,7 @@ def test_the_wheel_holds_the_package_its_marker_and_the_license(tree, wheel):
         assert archive.read(license_file) == (ROOT / "LICENSE").read_bytes()
     assert names == package | {"gluon_resnest/py.typed"}
     assert {name.partition("/")[0] for name in names} == {"gluon_resnest"}
+    assert [name for name in sorted(names) if "benchmark" in name or "/tests" in name] == []
 
 
 def test_the_metadata_say_what_it_is(metadata):
@@ -107,6 +108,7 @@ def test_the_wheel_makes_networks_away_from_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = """
+import importlib, pkgutil
 import gluon_resnest
 import mxnet as mx
 net = gluon_resnest.get_model("resnest14", classes=10)
@@ -115,6 +117,8 @@ images = mx.nd.random.uniform(shape=(2, 3, 64, 64))
 eager = net(images)
 net.hybridize(static_alloc=True)
 print(eager.shape, float((net(images) - eager).abs().max().asscalar()) < 1e-4)
+for module in pkgutil.walk_packages(gluon_resnest.__path__, "gluon_resnest."):
+    importlib.import_module(module.name)  # none needs what the wheel does not hold
 print(gluon_resnest.__file__)
 """
     printed = run_python("-W", "ignore", "-c", code, folder=tmp_path,
