@@ -12,13 +12,11 @@ from gluon_resnest.classifier import load_classifier
 from gluon_resnest.data.class_names import check_class_names
 from gluon_resnest.data.loading.loader import EvaluationLoader
 from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.drawing.calibration_picture import draw_calibration
+from gluon_resnest.drawing.confusion_picture import draw_confusion
+from gluon_resnest.drawing.figure import check_picture
 from gluon_resnest.progress_bar import progress_bar
-from gluon_resnest.tasks.classification.assessment import (
-    Assessor,
-    check_picture,
-    draw_calibration,
-    draw_confusion,
-)
+from gluon_resnest.tasks.classification.assessment import Assessor
 from gluon_resnest.tasks.classification.evaluation import evaluate
 from gluon_resnest.workers import Workers, device
 

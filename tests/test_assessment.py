@@ -14,8 +14,10 @@ from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
 import gluon_resnest
+from gluon_resnest.drawing.calibration_picture import draw_calibration
+from gluon_resnest.drawing.confusion_picture import draw_confusion
 from gluon_resnest.models import save_weights
-from gluon_resnest.tasks.classification.assessment import Assessor, draw_calibration, draw_confusion
+from gluon_resnest.tasks.classification.assessment import Assessor
 from gluon_resnest.tasks.classification.evaluation import label_ranks
 
 

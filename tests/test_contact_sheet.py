@@ -251,7 +251,7 @@ def test_nothing_overlaps(monkeypatch, shape: tuple[int, int], crops: int) -> No
             super().__init__(*args, **options)
             figures.append(self)
 
-    monkeypatch.setattr(contact_page, "Figure", Recorded)
+    monkeypatch.setattr("matplotlib.figure.Figure", Recorded)
     photo, transform = cv2.resize(FLOWER, shape[::-1]), TrainTransform(64)
     sample = contact_sheet.sample_tile("record 1", photo, transform, np.random.default_rng(1))
     samples = [sample._replace(notes=("a long name of a class, 日本, " * 9, *sample.notes))] * 7

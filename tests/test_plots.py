@@ -149,8 +149,8 @@ def test_long_names_and_signs_of_mathematics():
 def drawn(monkeypatch):
     """The figures that are saved, in the order in which they are."""
     figures, save = [], plots.save
-    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or save(
-        figure, path))
+    monkeypatch.setattr(plots, "save", lambda figure, *where, **options: (
+        figures.append(figure) or save(figure, *where, **options)))
     return figures
 
 

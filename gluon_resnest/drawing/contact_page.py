@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-# matplotlib's object interface needs no display and leaves no global state behind.
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
@@ -30,8 +24,8 @@ from gluon_resnest.drawing.contact_sheet import (
     crops_tile,
     operation_tiles,
 )
+from gluon_resnest.drawing.figure import PAGE_DPI, TEXT_GREY, Page
 from gluon_resnest.errors import InputError
-from gluon_resnest.plain_text import printable
 
 # A sheet should load at once, also in a pull request.
 LARGEST_JPEG = 1_000_000
@@ -39,14 +33,12 @@ JPEG_QUALITIES = (92, 85, 75, 60)
 
 # The page. All lengths are in pixels, from its upper left corner.
 
-DPI = 100
 MARGIN, GAP, SECTION_GAP = 24, 14, 18
 TITLE, HEADING, LINE = 52, 50, 17
-LEAST_WIDTH, LONGEST_LINE = 760, 300
+LEAST_WIDTH = 760
 PHOTO, PHOTO_COLUMNS, COLOR_COLUMNS = 210, 7, 5
 LEAST_SAMPLE, WIDEST_ROW, LEGEND_COLUMNS = 200, 1450, 6
 COLORS = ("#ffd400", "#ff4040", "#00d0ff", "#40e040", "#ff60e0", "#ff9020", "#ffffff", "#8080ff")
-GREY = "#555555"
 
 
 class Section(NamedTuple):
@@ -146,37 +138,35 @@ def render(title: str, rows: Sequence[Sequence[Section]]) -> np.ndarray:
     width = 2 * MARGIN + max(
         LEAST_WIDTH, *(sum(across + GAP for across, _ in row) - GAP for row in sizes))
     height = 2 * MARGIN + TITLE + sum(max(down for _, down in row) for row in sizes)
-    # A little more than whole pixels, since their number is cut, not rounded.
-    figure = Figure(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI)
-    canvas = FigureCanvasAgg(figure)
-    page = _Page(figure, canvas.get_renderer(), width, height)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a class name in another script
-        page.write(title, MARGIN, MARGIN, width - 2 * MARGIN, size=15, weight="bold")
-        top = MARGIN + TITLE
-        for row, measures in zip(rows, sizes):
-            left = MARGIN
-            for section, (across, _) in zip(row, measures):
-                last = section is row[-1]
-                page.place(section, left, top, width - MARGIN - left if last else across)
-                left += across + GAP
-            top += max(down for _, down in measures)
-        figure.figimage(page.pixels)
-        canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]
+    sheet = _Sheet(width, height)
+    sheet.write(title, MARGIN, MARGIN, width - 2 * MARGIN, size=15, weight="bold")
+    top = MARGIN + TITLE
+    for row, measures in zip(rows, sizes):
+        left = MARGIN
+        for section, (across, _) in zip(row, measures):
+            last = section is row[-1]
+            sheet.place(section, left, top, width - MARGIN - left if last else across)
+            left += across + GAP
+        top += max(down for _, down in measures)
+    return sheet.drawn()
 
 
-class _Page:
-    """Pixels of the pictures, and a figure that writes and draws over them."""
+class _Sheet:
+    """Pixels of the pictures, and a page that writes and draws over them."""
 
-    def __init__(self, figure: Figure, renderer: Any, width: int, height: int) -> None:
-        self.figure, self.renderer = figure, renderer
+    def __init__(self, width: int, height: int) -> None:
+        self.page = Page(width, height)
         self.pixels = np.full((height, width, 3), 255, dtype=np.uint8)
+
+    def drawn(self) -> np.ndarray:
+        """Both, uint8 of shape (height, width, 3)."""
+        self.page.figure.figimage(self.pixels)
+        return self.page.pixels()
 
     def place(self, section: Section, left: int, top: int, width: int) -> None:
         """A section, its heading at most `width` wide."""
         self.write(section.heading, left, top, width, size=12, weight="bold")
-        self.write(section.note, left, top + 22, width, size=9.5, color=GREY)
+        self.write(section.note, left, top + 22, width, size=9.5, color=TEXT_GREY)
         for number, tile in enumerate(section.tiles):
             row, column = divmod(number, section.columns)
             x = left + column * (section.width + GAP)
@@ -189,7 +179,7 @@ class _Page:
                 continue
             self.write(tile.title, x, below, section.width, size=9, weight="bold")
             for line, text in enumerate(tile.notes, start=1):
-                self.write(text, x, below + LINE * line, section.width, size=8.5, color=GREY)
+                self.write(text, x, below + LINE * line, section.width, size=8.5, color=TEXT_GREY)
 
     def outline(self, tile: Tile, left: int, top: int, below: int, width: int) -> None:
         """Rectangles over a picture, and a legend with the share of it that each takes."""
@@ -198,8 +188,9 @@ class _Page:
         boxes = sorted(tile.boxes, key=lambda box: box.width * box.height, reverse=True)
 
         def draw(x: float, y: float, box_width: float, box_height: float, **style: Any) -> None:
-            self.figure.add_artist(Rectangle((x, height - y - box_height), box_width, box_height,
-                                             transform=IdentityTransform(), **style))
+            self.page.figure.add_artist(Rectangle(
+                (x, height - y - box_height), box_width, box_height,
+                transform=IdentityTransform(), **style))
 
         for number, (box, color) in enumerate(zip(boxes, itertools.cycle(COLORS))):
             place = (left + box.left + 1.5, top + box.top + 1.5, box.width - 3, box.height - 3)
@@ -213,23 +204,8 @@ class _Page:
 
     def write(self, text: str, x: int, y: int, width: int, size: float, **style: Any) -> None:
         """A line whose upper left corner is (x, y), cut with an ellipsis where it is too wide."""
-        font = FontProperties(size=size, weight=style.get("weight", "normal"))
-
-        def fits(text: str) -> bool:
-            return self.renderer.get_text_width_height_descent(text, font, False)[0] <= width
-
-        text = printable(" ".join(text.split())[:LONGEST_LINE])
-        if not fits(text):
-            fitting, too_many = 0, len(text)
-            while too_many - fitting > 1:
-                middle = (fitting + too_many) // 2
-                if fits(f"{text[:middle]}…"):
-                    fitting = middle
-                else:
-                    too_many = middle
-            text = f"{text[:fitting].rstrip()}…" if fitting else ""
-        self.figure.text(x, len(self.pixels) - y - round(size * DPI / 72), text.replace("$", r"\$"),
-                         transform=IdentityTransform(), fontsize=size, va="baseline", **style)
+        base = len(self.pixels) - y - round(size * PAGE_DPI / 72)
+        self.page.write(text, x, base, width, size, **style)
 
 
 def save(picture: np.ndarray, path: Path) -> None:

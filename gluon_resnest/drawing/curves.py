@@ -1,32 +1,28 @@
-"""The pieces that pictures of runs are made of: lines, colours, the figure and its file."""
+"""The pieces that pictures of runs are made of: lines, their colours, axes and labels."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gluon_resnest.atomic import replacing
+from gluon_resnest.drawing.figure import LINE_COLOURS, literal, one_line
 from gluon_resnest.plain_text import printable
 
-# Okabe and Ito's palette, which the colour-blind can tell apart, the darker ones first.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#666666"
 FEW_POINTS = 30  # up to here each has a marker
 _MOST_POINTS = 1500  # a line of more is a smear
 _LONGEST_LABEL = 110
 
-Record = dict  # of metrics.jsonl
+MetricsEvent = dict  # a line of metrics.jsonl
 
 
-def line_of(records: Sequence[Record], value: str | Callable[[Record], float | None]) -> Any:
-    """Arrays (N,) of the epochs and values of records, NaN where there is no value."""
-    take = value if callable(value) else lambda record: record.get(value)
-    return (np.array([record["epoch"] for record in records], float),
-            np.array([np.nan if number is None else number for number in map(take, records)],
+def line_of(events: Sequence[MetricsEvent],
+            value: str | Callable[[MetricsEvent], float | None]) -> Any:
+    """Arrays (N,) of the epochs and values of events, NaN where there is no value."""
+    take = value if callable(value) else lambda event: event.get(value)
+    return (np.array([event["epoch"] for event in events], float),
+            np.array([np.nan if number is None else number for number in map(take, events)],
                      float))
 
 
@@ -76,39 +72,13 @@ def means_by_epoch(line: Any) -> Any:
     return np.minimum(ends, x.max(initial=0)), np.array([y[epochs == end].mean() for end in ends])
 
 
-# ---- the figure ----
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches."""
-    # matplotlib's object interface needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Any, picture: Path) -> None:
-    """Write a picture, whole or not at all, of the kind that its suffix names; else a PNG.
-
-    Raises
-    ------
-    InputError
-        It cannot be written.
-    """
-    kind = picture.suffix.lower().lstrip(".") or "png"
-    with replacing(picture) as temporary, warnings.catch_warnings():
-        # The name of a folder may have letters that the font lacks: a box will do.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(temporary, dpi=110, format=kind, bbox_inches="tight", pad_inches=0.1)
+# ---- colours, axes and labels ----
 
 
 def colours_of(count: int) -> list[Any]:
     """So many colours that differ."""
-    if count <= len(COLOURS):
-        return list(COLOURS[:count])
+    if count <= len(LINE_COLOURS):
+        return list(LINE_COLOURS[:count])
     import matplotlib
 
     return [matplotlib.colormaps["viridis"](0.93 * number / (count - 1))
@@ -126,8 +96,8 @@ def label_whole_epochs(axes: Any) -> None:
 
 def readable(text: str) -> str:
     """`text` so that matplotlib shows it as it is, and no longer than the page is wide."""
-    text = printable(" ".join(text.split()))
+    text = printable(one_line(text))
     if len(text) > _LONGEST_LABEL:
         half = (_LONGEST_LABEL - 5) // 2
         text = f"{text[:half]} ... {text[-half:]}"
-    return text.replace("$", r"\$")  # else what is between two of them is mathematics
+    return literal(text)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gluon_resnest.atomic import replacing
+from gluon_resnest.drawing.figure import AREA_COLOURS, TEXT_GREY, Page, save
 from gluon_resnest.errors import InputError
 from gluon_resnest.explaining.explanation import Explanation, attention_by_stage
 from gluon_resnest.models import Variant
 
 # All lengths are in pixels, from the lower left corner.
-WIDTH, HEIGHT, DPI = 1300, 500, 100
+WIDTH, HEIGHT = 1300, 500
 _SIDE = 300  # of the square that the crop is shown in
 _BASE = 76  # of all panels
 _CROP, _MAP, _CLASSES, _ATTENTION = 24, 344, 744, 1032  # left ends
 _CLASSES_WIDTH, _ATTENTION_WIDTH = 228, 250
 _MARGIN = 24
 
-# Okabe and Ito's palette, which the colour-blind can tell apart.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-_GREY = "#555555"
 _EVIDENCE = "bwr"  # blue against the class, red for it
 _MOST_OPAQUE = 0.7
 _LONGEST_NAME = 180  # bytes of a picture's file name, of the 255 that file systems have
-_LONGEST_TEXT = 300  # characters that are measured at all
 
 
 def draw_explanation(
@@ -61,26 +56,15 @@ def draw_explanation(
     InputError
         The file cannot be written.
     """
-    # matplotlib's object interface needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # A little more than whole pixels, since their number is cut, not rounded.
-    figure = Figure(figsize=((WIDTH + 0.01) / DPI, (HEIGHT + 0.01) / DPI), dpi=DPI)
-    FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        # A name may have letters that the font lacks: a box will do.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        page = _Page(figure)
-        page.write(title, _MARGIN, HEIGHT - 38, WIDTH - 2 * _MARGIN, size=13, weight="bold")
-        page.write(_network_in_words(variant, explanation), _MARGIN, HEIGHT - 60,
-                   WIDTH - 2 * _MARGIN, size=9.5, color=_GREY)
-        _draw_crop(page, explanation)
-        _draw_map(page, explanation, class_name)
-        _draw_classes(page, explanation, class_name, min(top_k, 5))
-        _draw_attention(page, explanation, variant)
-        with replacing(picture) as temporary:
-            figure.savefig(temporary, dpi=DPI, format="png")
+    page = Page(WIDTH, HEIGHT)
+    page.write(title, _MARGIN, HEIGHT - 38, WIDTH - 2 * _MARGIN, size=13, weight="bold")
+    page.write(_network_in_words(variant, explanation), _MARGIN, HEIGHT - 60,
+               WIDTH - 2 * _MARGIN, size=9.5, color=TEXT_GREY)
+    _draw_crop(page, explanation)
+    _draw_map(page, explanation, class_name)
+    _draw_classes(page, explanation, class_name, min(top_k, 5))
+    _draw_attention(page, explanation, variant)
+    save(page.figure, picture)
 
 
 def picture_paths(images: Iterable[Path], folder: Path) -> list[Path]:
@@ -119,47 +103,9 @@ def check_folder(folder: Path) -> None:
                          f"({error.strerror}); give another") from None
 
 
-class _Page:
-    """A figure that is laid out in pixels."""
-
-    def __init__(self, figure: Any) -> None:
-        self.figure = figure
-        self._renderer = figure.canvas.get_renderer()
-
-    def panel(self, left: float, base: float, width: float, height: float) -> Any:
-        return self.figure.add_axes(
-            (left / WIDTH, base / HEIGHT, width / WIDTH, height / HEIGHT))
-
-    def write(self, text: str, left: float, base: float, width: float, size: float,
-              **style: Any) -> None:
-        """One line, cut with an ellipsis where it is wider than `width`."""
-        self.figure.text(left / WIDTH, base / HEIGHT, self.fitted(text, width, size, **style),
-                         fontsize=size, va="baseline", **style)
-
-    def fitted(self, text: str, width: float, size: float, **style: Any) -> str:
-        from matplotlib.font_manager import FontProperties
-
-        font = FontProperties(size=size, weight=style.get("weight", "normal"))
-
-        def fits(text: str) -> bool:
-            return self._renderer.get_text_width_height_descent(text, font, False)[0] <= width
-
-        text = " ".join("".join(letter if letter.isprintable() else " " for letter in text)
-                        .split())[:_LONGEST_TEXT]
-        if not fits(text):
-            fitting, too_many = 0, len(text)
-            while too_many - fitting > 1:
-                middle = (fitting + too_many) // 2
-                if fits(f"{text[:middle]}…"):
-                    fitting = middle
-                else:
-                    too_many = middle
-            text = f"{text[:fitting].rstrip()}…"
-        return text.replace("$", r"\$")  # else what is between two of them is mathematics
-
-    def heading(self, left: float, title: str, note: str, width: float) -> None:
-        self.write(title, left, _BASE + _SIDE + 28, width, size=10.5, weight="bold")
-        self.write(note, left, _BASE + _SIDE + 10, width, size=8.5, color=_GREY)
+def _heading(page: Page, left: float, title: str, note: str, width: float) -> None:
+    page.write(title, left, _BASE + _SIDE + 28, width, size=10.5, weight="bold")
+    page.write(note, left, _BASE + _SIDE + 10, width, size=8.5, color=TEXT_GREY)
 
 
 def _network_in_words(variant: Variant, explanation: Explanation) -> str:
@@ -170,7 +116,7 @@ def _network_in_words(variant: Variant, explanation: Explanation) -> str:
             f"crop {width} × {height} px, last feature map {columns} × {rows}")
 
 
-def _image_panel(page: _Page, left: float, crop: np.ndarray) -> Any:
+def _image_panel(page: Page, left: float, crop: np.ndarray) -> Any:
     """Axes of the crop's shape, in the middle of the square at `left`."""
     height, width = crop.shape[:2]
     scale = _SIDE / max(height, width)
@@ -180,19 +126,19 @@ def _image_panel(page: _Page, left: float, crop: np.ndarray) -> Any:
     return axes
 
 
-def _draw_crop(page: _Page, explanation: Explanation) -> None:
-    page.heading(_CROP, "Crop", "what the network sees", _SIDE)
+def _draw_crop(page: Page, explanation: Explanation) -> None:
+    _heading(page, _CROP, "Crop", "what the network sees", _SIDE)
     axes = _image_panel(page, _CROP, explanation.crop)
     # "auto": the panel has the crop's shape already.
     axes.imshow(explanation.crop, aspect="auto", interpolation="antialiased")
 
 
-def _draw_map(page: _Page, explanation: Explanation, class_name: Callable[[int], str]) -> None:
+def _draw_map(page: Page, explanation: Explanation, class_name: Callable[[int], str]) -> None:
     import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    page.heading(_MAP, f"Class activation map: {class_name(explanation.label)}",
+    _heading(page, _MAP, f"Class activation map: {class_name(explanation.label)}",
                  f"mean {explanation.class_map.mean():+.2f} and bias {explanation.bias:+.2f} "
                  f"= logit {explanation.logits[explanation.label]:.2f}", _SIDE + 76)
     values = explanation.map_on_crop
@@ -211,12 +157,12 @@ def _draw_map(page: _Page, explanation: Explanation, class_name: Callable[[int],
     bar.ax.tick_params(labelsize=8)
 
 
-def _draw_classes(page: _Page, explanation: Explanation, class_name: Callable[[int], str],
+def _draw_classes(page: Page, explanation: Explanation, class_name: Callable[[int], str],
                   top_k: int) -> None:
     """Each name above its bar, so that a long one has the whole width."""
     probabilities = explanation.probabilities
     best = np.argsort(-probabilities, kind="stable")[:top_k]
-    page.heading(_CLASSES, f"Top {len(best)}" if len(best) < len(probabilities) else "Classes",
+    _heading(page, _CLASSES, f"Top {len(best)}" if len(best) < len(probabilities) else "Classes",
                  f"probability, of {len(probabilities)} classes", _CLASSES_WIDTH)
     axes = page.panel(_CLASSES, _BASE, _CLASSES_WIDTH, _SIDE)
     axes.axis("off")
@@ -230,23 +176,23 @@ def _draw_classes(page: _Page, explanation: Explanation, class_name: Callable[[i
                                            weight=weight), fontsize=9.5, weight=weight)
         axes.barh(top - 33, room, 15, color="#eeeeee")
         axes.barh(top - 33, room * probabilities[label], 15,
-                  color=_COLOURS[0] if chosen else "#8db8d8")
+                  color=AREA_COLOURS[0] if chosen else "#8db8d8")
         axes.text(_CLASSES_WIDTH, top - 33, f"{100 * probabilities[label]:.1f} %", fontsize=9.5,
                   ha="right", va="center", weight=weight)
 
 
-def _draw_attention(page: _Page, explanation: Explanation, variant: Variant) -> None:
+def _draw_attention(page: Page, explanation: Explanation, variant: Variant) -> None:
     stages = attention_by_stage(explanation.attention)
     if not stages:
-        page.heading(_ATTENTION, "Split attention", "none in this network", _ATTENTION_WIDTH)
+        _heading(page, _ATTENTION, "Split attention", "none in this network", _ATTENTION_WIDTH)
         axes = page.panel(_ATTENTION, _BASE, _ATTENTION_WIDTH, _SIDE)
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, f"radix {variant.radix}:\nplain blocks, a 3×3 convolution\nin place "
-                  "of split attention", ha="center", va="center", fontsize=9.5, color=_GREY,
+                  "of split attention", ha="center", va="center", fontsize=9.5, color=TEXT_GREY,
                   transform=axes.transAxes)
         return
     radix = len(stages[0].weights)
-    page.heading(_ATTENTION, "Split attention by stage" if radix > 1 else "Attention by stage",
+    _heading(page, _ATTENTION, "Split attention by stage" if radix > 1 else "Attention by stage",
                  "over channels and blocks" if radix > 1
                  else "radix 1: one split, a sigmoid gate", _ATTENTION_WIDTH)
     axes = page.panel(_ATTENTION, _BASE, _ATTENTION_WIDTH, _SIDE)
@@ -254,9 +200,9 @@ def _draw_attention(page: _Page, explanation: Explanation, variant: Variant) -> 
     for split in range(radix):
         places = [place + step * (split - (radix - 1) / 2) for place in range(len(stages))]
         _draw_boxes(axes, places, [stage.weights[split] for stage in stages], 0.82 * step,
-                    _COLOURS[split % len(_COLOURS)])
+                    AREA_COLOURS[split % len(AREA_COLOURS)])
     if radix > 1:
-        axes.axhline(1 / radix, color=_GREY, linewidth=0.8, linestyle=":", zorder=0)
+        axes.axhline(1 / radix, color=TEXT_GREY, linewidth=0.8, linestyle=":", zorder=0)
     axes.set(xlim=(-0.55, len(stages) - 0.45), ylim=(0, 1), xticks=range(len(stages)))
     axes.set_xticklabels([f"stage {stage.stage}" for stage in stages], fontsize=8.5)
     axes.tick_params(axis="y", labelsize=8)
@@ -283,13 +229,13 @@ def _draw_boxes(axes: Any, places: Sequence[float], groups: Sequence[np.ndarray]
               markeredgecolor="black", markersize=4, markeredgewidth=0.8, zorder=3)
 
 
-def _draw_attention_legend(page: _Page, radix: int) -> None:
+def _draw_attention_legend(page: Page, radix: int) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = [
-        Patch(facecolor=_COLOURS[split % len(_COLOURS)], label=f"split {split + 1}")
-        for split in range(min(radix, len(_COLOURS)))] if radix > 1 else []
+        Patch(facecolor=AREA_COLOURS[split % len(AREA_COLOURS)], label=f"split {split + 1}")
+        for split in range(min(radix, len(AREA_COLOURS)))] if radix > 1 else []
     if handles:
         page.figure.legend(handles=handles, loc="upper center", ncol=min(4, len(handles)),
                            bbox_to_anchor=((_ATTENTION + _ATTENTION_WIDTH / 2) / WIDTH,

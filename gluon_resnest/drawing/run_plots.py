@@ -11,24 +11,21 @@ import numpy as np
 from tqdm import tqdm
 
 from gluon_resnest.drawing.curves import (
-    COLOURS,
     FEW_POINTS,
-    GREY,
-    Record,
+    MetricsEvent,
     colours_of,
     draw_line,
     label_whole_epochs,
     line_of,
     means_by_epoch,
-    new_figure,
     readable,
-    save,
 )
+from gluon_resnest.drawing.figure import LINE_COLOURS, LINE_GREY, new_figure, save
 from gluon_resnest.errors import InputError
 from gluon_resnest.runs.history import RunHistory, history_of, run_labels
 
 _FEW_EPOCHS = 10  # up to here the steps are shown too
-_WIDTH = 12.0  # inches
+_WIDTH, _DPI = 12.0, 110  # inches, and pixels in one
 _DASHES = ((0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (1, 4)), (0, (3, 1, 1, 1, 1, 1)))
 
 
@@ -44,7 +41,7 @@ def draw_learning_curve(metrics: Path, picture: Path, title: str) -> None:
     try:
         draw_curves(figure.subplots(1, 2), metrics)
         figure.suptitle(readable(title))
-        save(figure, picture)
+        save(figure, picture, _DPI, margin=0.1)
     except InputError as error:
         tqdm.write(f"warning: no learning curve: {error}", file=sys.stderr)
 
@@ -62,14 +59,14 @@ def draw_curves(axes: Any, metrics: Path) -> None:
     rate = accuracy.twinx()
     few = len(run.epochs) <= _FEW_EPOCHS
     if few:
-        draw_line(losses, line_of(run.steps, "loss"), COLOURS[0], markers=False, linewidth=0.7,
+        draw_line(losses, line_of(run.steps, "loss"), LINE_COLOURS[0], markers=False, linewidth=0.7,
                   alpha=0.45)
-    draw_line(losses, line_of(run.epochs, "loss"), COLOURS[0], label="training")
-    draw_line(losses, line_of(run.validations, "loss"), COLOURS[1], label="validation")
-    draw_line(accuracy, line_of(run.validations, "top1"), COLOURS[2], label="validation top-1")
-    draw_line(accuracy, line_of(run.validations_ema, "top1"), COLOURS[2], linestyle="--",
+    draw_line(losses, line_of(run.epochs, "loss"), LINE_COLOURS[0], label="training")
+    draw_line(losses, line_of(run.validations, "loss"), LINE_COLOURS[1], label="validation")
+    draw_line(accuracy, line_of(run.validations, "top1"), LINE_COLOURS[2], label="validation top-1")
+    draw_line(accuracy, line_of(run.validations_ema, "top1"), LINE_COLOURS[2], linestyle="--",
               label="of averaged weights")
-    draw_line(rate, line_of(run.steps if few and run.steps else run.epochs, "lr"), GREY,
+    draw_line(rate, line_of(run.steps if few and run.steps else run.epochs, "lr"), LINE_GREY,
               markers=False, linewidth=1, linestyle=":", label="learning rate")
     losses.set(ylabel="cross entropy, nats")
     accuracy.set(ylabel="accuracy, %")
@@ -140,7 +137,7 @@ def draw_runs(runs: Sequence[RunHistory], picture: Path, title: str | None = Non
     _draw_shares(panels[4], runs, colours, smooth)
     for panel in panels:
         _finish(panel, runs, says_breaks=panel is panels[0])
-    save(figure, picture)
+    save(figure, picture, _DPI, margin=0.1)
 
 
 def _draw_loss(axes: Any, runs: Sequence[RunHistory], colours: Sequence[Any],
@@ -157,7 +154,7 @@ def _draw_loss(axes: Any, runs: Sequence[RunHistory], colours: Sequence[Any],
         draw_line(axes, line_of(run.epochs, "loss"), colour, smooth,
                   label="training, mean of the epoch" if alone else None)
         if alone:
-            draw_line(axes, line_of(run.validations, "loss"), COLOURS[1], smooth,
+            draw_line(axes, line_of(run.validations, "loss"), LINE_COLOURS[1], smooth,
                       label="validation")
     axes.set(title="training loss" if not alone else "loss", ylabel="cross entropy, nats")
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [[]])
@@ -176,8 +173,8 @@ def _draw_top1(axes: Any, runs: Sequence[RunHistory], colours: Sequence[Any], sm
             values += [value for value in line[1] if np.isfinite(value)]
             draw_line(axes, line, colour, smooth, linestyle=style)
     if average:
-        axes.plot([], [], color=GREY, label="weights")
-        axes.plot([], [], color=GREY, linestyle="--", label="averaged weights (EMA)")
+        axes.plot([], [], color=LINE_GREY, label="weights")
+        axes.plot([], [], color=LINE_GREY, linestyle="--", label="averaged weights (EMA)")
     for text, top1, colour, style in _references(runs, colours, reference):
         axes.axhline(top1, color=colour, linewidth=1.2, linestyle=style, label=text, zorder=1)
         values.append(top1)
@@ -196,7 +193,7 @@ def _references(
     A line has the colour of its run, unless it is of several or there is but one.
     """
     if given is not None:
-        return [(f"reference: {given:.2f} %", given, GREY, _DASHES[0])]
+        return [(f"reference: {given:.2f} %", given, LINE_GREY, _DASHES[0])]
     owners: dict[tuple[str, str, float], list[Any]] = {}
     for run, colour in zip(runs, colours):
         if run.reference is not None:
@@ -207,7 +204,7 @@ def _references(
         origin = "paper" if source.startswith("paper") else source.replace("published ", "")
         text = f"{model}, {origin}" if len(owners) > 1 else origin
         alone = len(of) == 1 and len(runs) > 1
-        lines.append((readable(f"{text}: {top1:.2f} %"), top1, of[0] if alone else GREY,
+        lines.append((readable(f"{text}: {top1:.2f} %"), top1, of[0] if alone else LINE_GREY,
                       _DASHES[number % len(_DASHES)]))
     return lines
 
@@ -241,8 +238,8 @@ def _draw_shares(axes: Any, runs: Sequence[RunHistory], colours: Sequence[Any],
             exchange = means_by_epoch(exchange)
         draw_line(axes, exchange, colour, smooth, linestyle=":")
     if any(record.get("allreduce_seconds") is not None for run in runs for record in run.steps):
-        axes.plot([], [], color=GREY, label="waiting for data")
-        axes.plot([], [], color=GREY, linestyle=":", label="all-reduce")
+        axes.plot([], [], color=LINE_GREY, label="waiting for data")
+        axes.plot([], [], color=LINE_GREY, linestyle=":", label="all-reduce")
         axes.set(title="share of the time")
     else:
         axes.set(title="share of the time spent waiting for data")
@@ -251,12 +248,12 @@ def _draw_shares(axes: Any, runs: Sequence[RunHistory], colours: Sequence[Any],
     axes.set_ylim(0, max(5, 1.3 * top))  # room for the legend
 
 
-def _timed(run: RunHistory) -> list[Record]:
+def _timed(run: RunHistory) -> list[MetricsEvent]:
     """The events that tell of a run's speed: its epochs if there are some, else its steps."""
     return run.epochs if len(run.epochs) > _FEW_EPOCHS or not run.steps else run.steps
 
 
-def _share_of(records: Sequence[Record], part: str, whole: str) -> Any:
+def _share_of(records: Sequence[MetricsEvent], part: str, whole: str) -> Any:
     """Line of one time as a share of another, %."""
     return line_of(records, lambda record: 100 * record[part] / record[whole]
                    if record.get(part) is not None and record.get(whole) else None)
@@ -266,7 +263,7 @@ def _finish(axes: Any, runs: Sequence[RunHistory], says_breaks: bool) -> None:
     """What all panels have."""
     if not axes.lines:
         axes.text(0.5, 0.5, "none in this run" if len(runs) == 1 else "none in these runs",
-                  transform=axes.transAxes, ha="center", va="center", color=GREY)
+                  transform=axes.transAxes, ha="center", va="center", color=LINE_GREY)
         axes.set(yticks=[])
     said = set() if says_breaks else {what for _, what in runs[0].breaks}
     for epoch, what in runs[0].breaks if len(runs) == 1 else []:

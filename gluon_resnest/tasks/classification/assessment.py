@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gluon_resnest.atomic import replacing
-from gluon_resnest.errors import InputError
-from gluon_resnest.plain_text import printable
 from gluon_resnest.tasks.classification.evaluation import label_ranks
 
 BINS = 15
 
-_MOST_NUMBERED = 20  # classes up to which each cell of the picture has its number
-_MOST_CELLS = 1000  # on a side of the picture: of more classes, neighbours are put together
-_LONGEST_NAME = 28  # characters, in the picture
-_LISTED = 20  # pairs beside the picture
+_MOST_BY_NAME_ALONE = 20  # classes; of more, labels say which class a name is of
 
 
 @dataclass(frozen=True)
@@ -115,13 +107,14 @@ class Assessment:
                 for label in self.worst(count)))
             if len(self.pairs):
                 lines.append("most confused: " + "; ".join(
-                    self._pair_in_words(pair) for pair in self.pairs[:count].tolist()))
+                    self.pair_in_words(pair) for pair in self.pairs[:count].tolist()))
         return lines
 
-    def _pair_in_words(self, pair: Sequence[int], longest: int = 1000) -> str:
+    def pair_in_words(self, pair: Sequence[int], longest: int = 1000) -> str:
+        """A row of `pairs` as a person says it; `longest` is for each of the names."""
         label, predicted, images = pair
-        true, other = (_short(self.names[number], longest) for number in (label, predicted))
-        if len(self.names) > _MOST_NUMBERED:  # short names may be alike, and labels find the cell
+        true, other = (abbreviated(self.names[number], longest) for number in (label, predicted))
+        if len(self.names) > _MOST_BY_NAME_ALONE:  # shortened names may be alike
             true, other = f"{true} ({label})", f"{other} ({predicted})"
         return f"{true} for {other} {images}×"
 
@@ -172,118 +165,6 @@ class Assessor:
                           self._bins[0].astype(np.int64), *self._bins[1:])
 
 
-# ---- pictures ----
-
-
-def check_picture(flag: str, path: Path) -> None:
-    """See early that a picture can be written, so that nothing is evaluated in vain.
-
-    Raises
-    ------
-    InputError
-        `path` does not end in .png, is a folder, or its folder cannot be made.
-    """
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise InputError(f"{flag} {path} must be a file that ends in .png")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{flag} {path} cannot be written: {error.strerror}") from None
-
-
-def draw_confusion(assessment: Assessment, picture: Path, title: str) -> None:
-    """Draw the confusion matrix as a PNG: numbers for few classes, colours alone for many.
-
-    Colours are shares of a row, so a rare class is seen as well as a frequent one; the most
-    confused pairs are listed beside.
-    """
-    count = len(assessment.names)
-    numbered = count <= _MOST_NUMBERED
-    names = [_plain(_short(name, _LONGEST_NAME)) for name in assessment.names]
-    side = 3.2 + 0.36 * count if numbered else 8.5
-    figure = _new_figure(side + 5.2, max(side, 4.2))
-    axes, beside = figure.subplots(1, 2, gridspec_kw={"width_ratios": (side, 4.2)})
-    matrix = _pooled(assessment.matrix() / np.maximum(assessment.images, 1)[:, None])
-    # The square root: an error of 1 % must be seen, also in one cell of a thousand.
-    image = axes.imshow(np.sqrt(matrix), cmap="Blues" if numbered else "magma_r", vmin=0, vmax=1,
-                        interpolation="nearest", extent=(-0.5, count - 0.5, count - 0.5, -0.5))
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02,
-                          ticks=np.sqrt([0, 0.01, 0.05, 0.2, 0.5, 1]))
-    bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
-    bar.set_label("share of the true class's images", fontsize=9)
-    if numbered:
-        axes.set_xticks(range(count), names, rotation=90 if count > 3 else 0, fontsize=9)
-        axes.set_yticks(range(count), names, fontsize=9)
-        for (row, column), number in np.ndenumerate(assessment.matrix()):
-            axes.text(column, row, str(number) if number else "", ha="center", va="center",
-                      fontsize=9, color="white" if matrix[row, column] > 0.35 else "black")
-    axes.set_xlabel("predicted class" if numbered else "predicted class, by label")
-    axes.set_ylabel("true class" if numbered else "true class, by label")
-    top1 = 100 * assessment.hits.sum() / assessment.images.sum()
-    axes.set_title(f"top-1 {top1:.2f} % of {assessment.images.sum():,} images", fontsize=10)
-    figure.suptitle(_plain(title))
-    beside.axis("off")
-    lines = [assessment._pair_in_words(pair, 24) for pair in assessment.pairs[:_LISTED].tolist()]
-    beside.set_title("most confused (true for predicted)" if lines else "no errors", fontsize=10,
-                     loc="left")
-    for place, line in enumerate(lines):
-        beside.text(0, 0.98 - place * 0.27 / max(side, 4.2), _plain(line), fontsize=8.5, va="top",
-                    transform=beside.transAxes)
-    _save(figure, picture, 100 if numbered else 200)
-
-
-def draw_calibration(assessment: Assessment, picture: Path, title: str) -> None:
-    """Draw a reliability diagram as a PNG: accuracy by confidence, and the images in each bin."""
-    figure = _new_figure(5.6, 6.4)
-    upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
-    there = assessment.bin_images > 0
-    middles = (np.arange(BINS) + 0.5) / BINS
-    accuracy, confidence = (sums[there] / assessment.bin_images[there] for sums in
-                            (assessment.bin_hits, assessment.bin_confidence))
-    upper.bar(middles[there], accuracy, 0.92 / BINS, color="#0072B2", label="accuracy of the bin")
-    upper.plot(confidence, confidence, "_", color="#D55E00", markersize=16, markeredgewidth=2,
-               label="its mean confidence")
-    upper.plot([0, 1], [0, 1], ":", color="#666666", linewidth=1, label="calibrated")
-    upper.set(ylim=(0, 1.02), xlim=(0, 1), ylabel="share of hits")
-    upper.set_title(f"expected calibration error {assessment.calibration_error:.2f} % "
-                    f"({BINS} bins)", fontsize=10)
-    upper.legend(fontsize=8.5, loc="upper left")
-    lower.bar(middles, assessment.bin_images, 0.92 / BINS, color="#999999")
-    lower.set(xlabel="confidence: probability of the top-1 class", ylabel="images")
-    if assessment.bin_images.max() > 0:
-        lower.set_yscale("log")
-        lower.set_ylim(bottom=0.7)
-    figure.suptitle(_plain(title))
-    _save(figure, picture, 100)
-
-
-def _pooled(matrix: np.ndarray) -> np.ndarray:
-    """The largest of each block of cells, where there are more than a picture has room for."""
-    count = -(-len(matrix) // _MOST_CELLS)
-    edges = np.arange(0, len(matrix), count)
-    return np.maximum.reduceat(np.maximum.reduceat(matrix, edges, axis=0), edges, axis=1)
-
-
-def _new_figure(width: float, height: float) -> Any:
-    # matplotlib's object interface needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, picture: Path, dpi: int) -> None:
-    with replacing(picture) as temporary, warnings.catch_warnings():
-        # A name may have letters that the font lacks: a box will do.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(temporary, dpi=dpi, format="png", bbox_inches="tight", pad_inches=0.15)
-
-
-def _short(name: str, longest: int) -> str:
+def abbreviated(name: str, longest: int) -> str:
+    """`name` in at most `longest` characters."""
     return name if len(name) <= longest else f"{name[:longest - 1].rstrip()}…"
-
-
-def _plain(text: str) -> str:
-    return printable(text).replace("$", r"\$")  # else what is between two of them is mathematics
