@@ -17,13 +17,8 @@ import gluon_resnest
 from gluon_resnest.data.augment.transforms import EvaluationTransform
 from gluon_resnest.data.images.decoding import decode
 from gluon_resnest.data.records.record_file import RecordFile
-from gluon_resnest.deploy.int8 import (
-    Observed,
-    best_range,
-    graph_for_int8,
-    observe,
-    quantize_symbol,
-)
+from gluon_resnest.deploy.calibration import Observed, best_range, observe
+from gluon_resnest.deploy.int8 import graph_for_int8, quantize_symbol
 from gluon_resnest.deploy.mxnet_graph import from_pixels, fuse
 from gluon_resnest.deploy.onnx_file import normalized
 from gluon_resnest.deploy.onnx_graph import from_pixels as onnx_from_pixels

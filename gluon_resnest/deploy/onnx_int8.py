@@ -13,7 +13,7 @@ quarter as large:
   attention, for which there is no 8-bit operator.
 
 onnxruntime.quantization does the same with coarser ranges, and needs packages beside it that
-ONNX Runtime does not install. Calibration is that of :mod:`gluon_resnest.deploy.int8`.
+ONNX Runtime does not install. Ranges come from :mod:`.calibration`, as for MXNet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from gluon_resnest import runtime
-from gluon_resnest.deploy.int8 import Observed, Run, best_range, check_batches, observe
+from gluon_resnest.deploy.calibration import Observed, Run, best_range, check_batches, observe
 from gluon_resnest.deploy.onnx_graph import INPUT_NAME, OUTPUT_NAME
 
 WEIGHT_LIMIT = 63  # largest 7-bit weight
