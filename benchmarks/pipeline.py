@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import photograph_records
 from benchmarks.contest import contest
 from benchmarks.machine import machine
 from benchmarks.our_pipeline import Stages, stages
@@ -25,7 +26,6 @@ from benchmarks.pipeline_peers import (
 from benchmarks.results import PipelineResult, pipeline_results
 from benchmarks.tables import table
 from gluon_resnest import command_line, runtime
-from gluon_resnest.data.images import made_photographs
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
 
@@ -85,7 +85,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rec-train", type=command_line.path, metavar="FILE",
                         help="a .rec with its .idx beside it; an epoch of it is a turn, so a few "
                              "thousand images are best (default: photograph-like JPEGs of about "
-                             f"500x375 and 105 KB, {made_photographs.COUNT:,} of them, made once)")
+                             f"500x375 and 105 KB, {photograph_records.COUNT:,} of them, made "
+                             "once)")
     parser.add_argument("--input-size", type=command_line.positive, default=224, metavar="PX",
                         help="side of the square result (default: %(default)s)")
     parser.add_argument("--batch-size", type=command_line.positive, default=64, metavar="N",
@@ -148,7 +149,7 @@ def _number(number: int, thing: str) -> str:
 
 def _case(args: argparse.Namespace) -> tuple[PipelineCase, int]:
     """What is timed, and its number of images."""
-    path = args.rec_train or made_photographs.record_file()
+    path = args.rec_train or photograph_records.record_file()
     with RecordFile(path) as records:
         names, images = records.class_names, len(records)
     if not path.with_suffix(".idx").is_file():

@@ -11,11 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import tables
+from benchmarks import photograph_records, tables
 from benchmarks.contest import ContestError
 from benchmarks.machine import machine
 from gluon_resnest import command_line, runtime
-from gluon_resnest.data.images import made_photographs
 from gluon_resnest.models import check_input_size, find_variant
 
 DESCRIPTION = """Training by this package's trainer, in turns with the bare loop of forward, \
@@ -90,8 +89,8 @@ def vars_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     steps = args.turn * 2 * (args.rounds + 1)
-    images = max(made_photographs.COUNT, steps * args.batch_size * args.np)
-    records = made_photographs.record_file(images)
+    images = max(photograph_records.COUNT, steps * args.batch_size * args.np)
+    records = photograph_records.record_file(images)
     launcher = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(args.np)]
     with tempfile.TemporaryDirectory() as folder:
         command = [*(launcher if args.np > 1 else []), sys.executable, str(_PROGRAM), str(records),

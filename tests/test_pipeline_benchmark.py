@@ -18,7 +18,7 @@ from mxnet import recordio
 from PIL import Image
 from test_benchmark import WELL, contestant
 
-from benchmarks import environments, pipeline
+from benchmarks import environments, photograph_records, pipeline
 from benchmarks.contest import PROGRAMS, Contestant, ContestError, ContestRecord, contest
 from benchmarks.pipeline_peers import PEERS
 from benchmarks.results import pipeline_results
@@ -40,7 +40,7 @@ def records(tmp_path_factory) -> Path:
     """A .rec of the first pictures, as the benchmark makes it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return made_photographs.record_file(IMAGES)
+        return photograph_records.record_file(IMAGES)
 
 
 @pytest.fixture
@@ -370,15 +370,15 @@ def test_records_are_made_once_and_whole(monkeypatch, tmp_path, records, picture
     with RecordFile(records) as found:
         assert [found.read(position).payload for position in range(len(found))] == pictures
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(made_photographs, "photographs", interrupted)
+    monkeypatch.setattr(photograph_records, "photographs", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        made_photographs.record_file(IMAGES)
+        photograph_records.record_file(IMAGES)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    monkeypatch.setattr(made_photographs, "photographs", lambda count, seed: iter(pictures))
-    made = made_photographs.record_file(IMAGES)
+    monkeypatch.setattr(photograph_records, "photographs", lambda count, seed: iter(pictures))
+    made = photograph_records.record_file(IMAGES)
     assert made.read_bytes() == records.read_bytes()
-    monkeypatch.setattr(made_photographs, "photographs", interrupted)
-    assert made_photographs.record_file(IMAGES) == made  # nothing is made again
+    monkeypatch.setattr(photograph_records, "photographs", interrupted)
+    assert photograph_records.record_file(IMAGES) == made  # nothing is made again
 
 
 def interrupted(count: int, seed: int):

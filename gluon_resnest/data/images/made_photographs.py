@@ -1,4 +1,4 @@
-"""Photograph-like JPEGs in a record file, made once: what input pipelines are timed on.
+"""Photograph-like JPEGs, for checks and timings where there are no photographs.
 
 No photograph is shipped or downloaded for it. The pictures are "dead leaves" (A. B. Lee,
 D. Mumford and J. Huang, "Occlusion Models for Natural Images", 2001): shapes of all sizes, radius
@@ -12,22 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import lru_cache, partial
-from pathlib import Path
 
 import cv2
 import numpy as np
-from mxnet import recordio
 
 from gluon_resnest import runtime
-from gluon_resnest.atomic import replacing
-from gluon_resnest.progress_bar import progress_bar
 
-# In the files' names: with any change of the pictures comes another number, and other files.
-VERSION = 1
-COUNT = 1024
-CLASSES = 1000
+# With any change of the pictures, raise VERSION in benchmarks/photograph_records.py.
 LEAST_BYTES, MOST_BYTES = 70_000, 130_000
 
 _MEAN_BYTES, _BYTES_DEVIATION = 105_000, 12_000
@@ -39,28 +31,6 @@ _RADII = (3.0, 160.0)
 _TILE = 512  # larger than a picture's sides; a texture has twice that, to take any part of it
 # Slope of a texture's spectrum and its stretch across: gravel, foliage, cloud, fibre.
 _TEXTURES = ((0.8, 1.0), (1.1, 1.0), (1.5, 1.0), (1.0, 6.0))
-
-
-def record_file(count: int = COUNT, seed: int = 0) -> Path:
-    """The `.rec` of `count` pictures in the cache folder, with its `.idx`; made where it is not."""
-    folder = runtime.cache_folder() / "photographs"
-    path = folder / f"version{VERSION}-seed{seed}-{count}.rec"
-    if not (path.is_file() and path.with_suffix(".idx").is_file()):
-        _write(path, count, seed)
-    return path
-
-
-def _write(path: Path, count: int, seed: int) -> None:
-    with ExitStack() as files:
-        index, records = (files.enter_context(replacing(name))
-                          for name in (path.with_suffix(".idx"), path))
-        writer = recordio.MXIndexedRecordIO(str(index), str(records), "w")
-        files.callback(writer.close)  # before the files get their names
-        encoded = progress_bar(photographs(count, seed), total=count, unit="image",
-                               desc="making photographs, once")
-        for key, payload in enumerate(encoded):
-            header = recordio.IRHeader(0, float(key % CLASSES), key, 0)
-            writer.write_idx(key, recordio.pack(header, payload))
 
 
 def photographs(count: int, seed: int = 0) -> Iterator[bytes]:
