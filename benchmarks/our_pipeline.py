@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from benchmarks.pipeline_peers import PipelineCase
-from gluon_resnest.data.augment.draws import sample_generator
+from gluon_resnest.data.augment.random_streams import sample_generator
 from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.data.images.decoding import decode
 from gluon_resnest.data.loading.loader import EvaluationLoader, TrainLoader

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnest import command_line
-from gluon_resnest.data.augment.draws import sample_generator
+from gluon_resnest.data.augment.random_streams import mixup_generator, sample_generator
 from gluon_resnest.data.augment.transforms import TrainTransform
 from gluon_resnest.data.images.decoding import decode
 from gluon_resnest.data.images.image_files import read_image
@@ -21,7 +21,7 @@ from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.drawing import contact_page, contact_sheet
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import list_models
-from gluon_resnest.tasks.classification.mixup import MIXUP_STREAM, draw_lambdas
+from gluon_resnest.tasks.classification.mixup import draw_lambdas
 from gluon_resnest.tasks.classification.recipe import Recipe, recipe_of
 
 EXAMPLES = """
@@ -86,7 +86,7 @@ def resolve(args: argparse.Namespace) -> tuple[Recipe, TrainTransform]:
                                   color_jitter=recipe.color_jitter, lighting=recipe.lighting)
 
 
-def read_record(records: RecordFile, position: int) -> tuple[np.ndarray, str]:
+def labelled_image(records: RecordFile, position: int) -> tuple[np.ndarray, str]:
     """Pixels (H, W, 3), uint8, of a record, and its class by the class list, or its label."""
     if position >= len(records):
         raise InputError(f"--index {position} is beyond the end of {records.path}, which has "
@@ -117,7 +117,7 @@ def samples(
     with RecordFile(args.rec_train, args.rec_train_idx) as records:
         stop = max(args.index + 1, min(args.index + count, len(records)))
         for position in range(args.index, stop):
-            image, label = read_record(records, position)
+            image, label = labelled_image(records, position)
             rng = sample_generator(recipe.seed, args.epoch, position)
             tile = contact_sheet.sample_tile(f"record {position}", image, transform, rng)
             tiles.append(tile._replace(notes=(label, *tile.notes)))
@@ -135,7 +135,7 @@ def main() -> None:
             image = read_image(args.image)
         else:
             with RecordFile(args.rec_train, args.rec_train_idx) as records:
-                image, _ = read_record(records, args.index)
+                image, _ = labelled_image(records, args.index)
         generators = [sample_generator(recipe.seed, epoch, args.index)
                       for epoch in range(args.epoch, args.epoch + (args.count or CROPS))]
         page = contact_page.operations_page(image, transform, generators)
@@ -143,7 +143,7 @@ def main() -> None:
         tiles, what = samples(args, recipe, transform, args.count or SAMPLES)
         mixed = []
         if args.mixup:
-            rng = np.random.default_rng([recipe.seed, args.epoch, 0, 0, MIXUP_STREAM])
+            rng = mixup_generator(recipe.seed, args.epoch, step=0, rank=0)
             lambdas = draw_lambdas(len(tiles), recipe.mixup_alpha, rng, recipe.mixup_lambda)
             mixed = contact_sheet.mixed_tiles(tiles, lambdas)
         if recipe.color_jitter:

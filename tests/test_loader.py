@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gluon_resnest.data.augment.draws import sample_generator
+from gluon_resnest.data.augment.random_streams import sample_generator
 from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.data.class_names import check_classes
 from gluon_resnest.data.loading.loader import EvaluationLoader, TrainLoader
 from gluon_resnest.data.loading.position import Position
-from gluon_resnest.data.loading.sampling import epoch_batches
+from gluon_resnest.data.loading.sampling import Sampling
 from gluon_resnest.data.records.packing import PackOptions, pack
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
@@ -83,7 +83,7 @@ def test_samples_depend_on_seed_epoch_and_position_alone(
     """Bit-equal to each record decoded by MXNet and augmented alone, with any number of threads."""
     loader = make_train_loader(records, threads=threads, prefetch=threads)
     images, labels = collect(loader.epoch(3))
-    positions = np.concatenate(epoch_batches(COUNT, 8, 0, 1, epoch=3, seed=5))
+    positions = np.concatenate(Sampling(COUNT, seed=5).batches(3, 8, 0, 1))
     reader = mx.recordio.MXIndexedRecordIO(
         str(records.path.with_suffix(".idx")), str(records.path), "r")
     for image, label, position in zip(images, labels, positions):
@@ -257,7 +257,7 @@ class TestBadRecords:
                 alone, _ = collect(make_train_loader(bad, threads=1, **settings).epoch(epoch))
                 assert np.array_equal(images, alone)
                 changed = np.flatnonzero((images != expected[epoch]).any(axis=(1, 2, 3)))
-                order = np.concatenate(epoch_batches(COUNT + 1, 8, 0, 1, epoch=epoch, seed=5))
+                order = np.concatenate(Sampling(COUNT + 1, seed=5).batches(epoch, 8, 0, 1))
                 assert order[changed].tolist() == [5]
                 replacements.append(images[changed[0]])
             assert all((expected[0] == image).all(axis=(1, 2, 3)).any() for image in replacements)

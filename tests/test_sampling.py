@@ -52,7 +52,7 @@ def test_an_epoch_has_every_image_once_in_even_batches() -> None:
         seen = []
         step_sizes = np.zeros(steps, dtype=int)
         for rank in range(world):
-            batches = sampling.epoch_batches(length, batch, rank, world, epoch=3, seed=1)
+            batches = Sampling(length, seed=1).batches(3, batch, rank, world)
             sizes = [len(positions) for positions in batches]
             assert len(batches) == steps
             assert 1 <= min(sizes) <= max(sizes) <= batch
@@ -63,16 +63,16 @@ def test_an_epoch_has_every_image_once_in_even_batches() -> None:
             assert all(start <= i < stop for positions in batches for i in positions)
             seen += np.concatenate(batches).tolist()
         assert sorted(seen) == list(range(length))
-        assert sampling.global_batch_sizes(length, batch, world).tolist() == step_sizes.tolist()
+        assert Sampling(length).sizes(batch, world).tolist() == step_sizes.tolist()
 
 
 def test_order_depends_on_seed_epoch_and_rank_alone() -> None:
     def order(**changed: int) -> list[int]:
-        arguments = {"length": 400, "batch": 16, "rank": 0, "world": 1, "epoch": 0, "seed": 0}
-        return np.concatenate(sampling.epoch_batches(**{**arguments, **changed})).tolist()
+        key = {"seed": 0, "epoch": 0, "batch_size": 16, "rank": 0, "world": 1, **changed}
+        return np.concatenate(Sampling(400, key.pop("seed")).batches(**key)).tolist()
 
     assert order() == order()
-    assert order() == order(batch=50)  # the batch cuts the order, it does not choose it
+    assert order() == order(batch_size=50)  # the batch cuts the order, it does not choose it
     assert order() != order(epoch=1)
     assert order() != order(seed=1)
     assert order(epoch=1) != order(seed=1)
@@ -84,7 +84,7 @@ def test_order_depends_on_seed_epoch_and_rank_alone() -> None:
 def test_every_place_in_an_epoch_is_equally_likely() -> None:
     """Chi-squared of where image 0 of 10 falls in 2,000 epochs: 9 degrees of freedom."""
     places = [
-        np.concatenate(sampling.epoch_batches(10, 5, 0, 1, epoch, seed=0)).tolist().index(0)
+        np.concatenate(Sampling(10).batches(epoch, 5, 0, 1)).tolist().index(0)
         for epoch in range(2000)
     ]
     counts = np.bincount(places, minlength=10)
@@ -97,7 +97,7 @@ def test_every_place_in_an_epoch_is_equally_likely() -> None:
 def test_too_few_images_are_refused_by_every_rank(length: int, batch: int, world: int) -> None:
     for rank in range(world):
         with pytest.raises((InputError, ValueError)) as caught:
-            sampling.epoch_batches(length, batch, rank, world, epoch=0, seed=0)
+            Sampling(length).batches(0, batch, rank, world)
         if length:
             assert isinstance(caught.value, InputError)
             assert f"{length} training images" in str(caught.value)
@@ -116,7 +116,7 @@ def test_evaluation_has_every_image_once_in_order() -> None:
 
 
 def test_one_worker_deals_all_of_imagenet() -> None:
-    batches = sampling.epoch_batches(IMAGENET, 256, 0, 1, epoch=0, seed=0)
+    batches = Sampling(IMAGENET).batches(0, 256, 0, 1)
     assert sum(len(positions) for positions in batches) == IMAGENET
 
 

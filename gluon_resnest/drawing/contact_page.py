@@ -15,7 +15,7 @@ from PIL import Image
 
 from gluon_resnest.atomic import replacing
 from gluon_resnest.data.augment.crops import Box, resample
-from gluon_resnest.data.augment.draws import Source
+from gluon_resnest.data.augment.random_streams import Source
 from gluon_resnest.data.augment.transforms import TrainTransform
 from gluon_resnest.drawing.contact_sheet import (
     LIGHTING_DEVIATIONS,

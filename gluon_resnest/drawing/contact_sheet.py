@@ -18,8 +18,8 @@ from gluon_resnest.data.augment.autoaugment import (
 )
 from gluon_resnest.data.augment.color import Jitter, apply_jitter, apply_lighting
 from gluon_resnest.data.augment.crops import Box
-from gluon_resnest.data.augment.draws import Source
 from gluon_resnest.data.augment.operations import Operation, apply_operations
+from gluon_resnest.data.augment.random_streams import Source
 from gluon_resnest.data.augment.transforms import TrainTransform, TrainView
 
 JITTERS = ("brightness", "contrast", "saturation")

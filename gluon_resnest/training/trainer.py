@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import mxnet as mx
-import numpy as np
 
+from gluon_resnest.data.augment.random_streams import dropping_seed
 from gluon_resnest.errors import InputError
 from gluon_resnest.plain_text import duration
 from gluon_resnest.progress_bar import ProgressLines, progress_bar
@@ -153,8 +153,7 @@ class Trainer:
         progress.step += 1
         if self.task.draws_on_device:
             # Ranks drop different neurons. Anew in each step, as MXNet cannot save its generator.
-            key = (recipe.seed, workers.rank, progress.step)
-            mx.random.seed(int(np.random.SeedSequence(key).generate_state(1)[0] >> 1))
+            mx.random.seed(dropping_seed(recipe.seed, workers.rank, progress.step))
         self.task.before_step(scheduled)
         self.non_finite.before_step()
         # The ranks' batches differ by one sample at most.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Callable, NamedTuple
 
-from gluon_resnest.data.augment.draws import Source, below
 from gluon_resnest.data.augment.operations import Operation
+from gluon_resnest.data.augment.random_streams import Source, below
 
 
 class Step(NamedTuple):

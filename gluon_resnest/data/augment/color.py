@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from gluon_resnest.data.augment.draws import Source, below, normal, uniform
+from gluon_resnest.data.augment.random_streams import Source, below, normal, uniform
 
 # ITU-R BT.601, as MXNet and Pillow weigh the channels.
 LUMINANCE = np.array([0.299, 0.587, 0.114])

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from gluon_resnest.data.augment.draws import Source, below, uniform
+from gluon_resnest.data.augment.random_streams import Source, below, uniform
 
 # The paper, Table 2: "Bicubic upsampling strategy is employed for input-size greater than 256."
 LARGEST_BILINEAR_SIZE = 256

@@ -29,8 +29,8 @@ from gluon_resnest.data.augment.crops import (
     draw_resized_crop,
     resample,
 )
-from gluon_resnest.data.augment.draws import Source
 from gluon_resnest.data.augment.operations import Operation, apply_operations
+from gluon_resnest.data.augment.random_streams import Source
 from gluon_resnest.errors import InputError
 
 # From this train size on, the recipe crops as EfficientNet does.

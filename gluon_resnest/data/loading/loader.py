@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from gluon_resnest import runtime
-from gluon_resnest.data.augment.draws import REPLACEMENT_STREAM, below, sample_generator
+from gluon_resnest.data.augment.random_streams import Stream, below, sample_generator
 from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.data.class_names import check_classes, check_evaluated_classes
 from gluon_resnest.data.images.decoding import decode
@@ -33,7 +33,7 @@ _REPLACEMENTS = 100  # looked at before giving up
 _LEFT_OUT = -1  # label of an image that evaluation skips
 
 
-def default_threads() -> int:
+def loader_threads() -> int:
     """This process's share of the host's usable cores, at least 1."""
     return max(1, runtime.usable_cores() // runtime.launched_local_size())
 
@@ -105,7 +105,7 @@ class TrainLoader:
         self.rank, self.world = rank, world
         self.seed = seed
         self.classes = classes
-        self.threads = threads or default_threads()
+        self.threads = threads or loader_threads()
         self.prefetch = prefetch
         self.patience = patience
         self.sampling = Sampling(len(records), seed, sharding)
@@ -168,7 +168,7 @@ class TrainLoader:
 
     def _candidates(self, epoch: int, position: int) -> Iterator[int]:
         yield position
-        rng = sample_generator(self.seed, epoch, position, REPLACEMENT_STREAM)
+        rng = sample_generator(self.seed, epoch, position, Stream.REPLACEMENT)
         for _ in range(_REPLACEMENTS):
             yield below(rng, len(self.records))
 
@@ -208,7 +208,7 @@ class EvaluationLoader:
         self.records = records
         self.transform = transform
         self.classes = classes
-        self.threads = threads or default_threads()
+        self.threads = threads or loader_threads()
         self.prefetch = prefetch
         self.patience = patience
         self.skip_bad_records = skip_bad_records

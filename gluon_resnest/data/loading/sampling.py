@@ -20,12 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gluon_resnest.data.augment.random_streams import Stream
 from gluon_resnest.errors import InputError
 
 SHARDINGS = ("fixed", "global")
-
-# Keeps the shuffle's random stream apart from the streams that augment the samples.
-_SHUFFLE_STREAM = 1
 
 
 def shard_range(length: int, rank: int, world: int) -> tuple[int, int]:
@@ -220,7 +218,7 @@ class Sampling:
         self, shard: tuple[int, int], epoch: int, rank: int = 0, number: int = 0
     ) -> np.ndarray:
         """The numbers `[start, stop)` in the order of a worker in leg `number` of an epoch."""
-        key = (self.seed, epoch, rank, *([number] if number else []), _SHUFFLE_STREAM)
+        key = (self.seed, epoch, rank, *([number] if number else []), Stream.SHUFFLE)
         return np.random.default_rng(key).permutation(np.arange(*shard, dtype=np.int64))
 
     def _unseen(self, epoch: int, finished: Sequence[_Leg]) -> np.ndarray:
@@ -251,18 +249,6 @@ def joined(legs: Sequence[Leg]) -> list[Leg]:
         else:
             whole.append(leg)
     return whole
-
-
-def epoch_batches(
-    length: int, batch: int, rank: int, world: int, epoch: int, seed: int
-) -> list[np.ndarray]:
-    """Record positions of a worker's steps in a whole epoch: :meth:`Sampling.batches`, fixed."""
-    return Sampling(length, seed).batches(epoch, batch, rank, world)
-
-
-def global_batch_sizes(length: int, batch: int, world: int) -> np.ndarray:
-    """Images of each step of a whole epoch: :meth:`Sampling.sizes`, fixed."""
-    return Sampling(length).sizes(batch, world)
 
 
 def evaluation_batches(length: int, batch: int, rank: int, world: int) -> list[np.ndarray]:

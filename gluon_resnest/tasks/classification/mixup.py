@@ -5,9 +5,6 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 
-# Keeps the lambdas' random stream apart from those that shuffle records and augment samples.
-MIXUP_STREAM = 3
-
 
 def smoothed_labels(
     labels: np.ndarray, classes: int, epsilon: float, rule: str = "paper"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 
+from gluon_resnest.data.augment.random_streams import mixup_generator
 from gluon_resnest.data.loading.position import Position
 from gluon_resnest.layers import Normalize
 from gluon_resnest.tasks.classification.mixup import (
-    MIXUP_STREAM,
     draw_lambdas,
     mix_with_reverse,
     smoothed_labels,
@@ -48,8 +48,7 @@ class Preparation:
             smoothed_labels(labels, recipe.classes, recipe.label_smoothing, recipe.smoothing_rule),
             ctx=ctx)
         if recipe.mixup_alpha > 0 and position.epoch < recipe.epochs - recipe.mixup_off_epoch:
-            rng = np.random.default_rng([recipe.seed, position.epoch, position.steps,
-                                         self._rank, MIXUP_STREAM])
+            rng = mixup_generator(recipe.seed, position.epoch, position.steps, self._rank)
             lambdas = mx.nd.array(
                 draw_lambdas(len(labels), recipe.mixup_alpha, rng, recipe.mixup_lambda), ctx=ctx)
             inputs = mix_with_reverse(inputs, lambdas)
