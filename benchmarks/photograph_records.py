@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from mxnet import recordio
-
 from gluon_resnest import runtime
 from gluon_resnest.atomic import replacing
 from gluon_resnest.data.images.made_photographs import photographs
@@ -28,6 +26,8 @@ def record_file(count: int = COUNT, seed: int = 0) -> Path:
 
 
 def _write(path: Path, count: int, seed: int) -> None:
+    from mxnet import recordio  # behind gluon_resnest, which prepares for it
+
     with ExitStack() as files:
         index, records = (files.enter_context(replacing(name))
                           for name in (path.with_suffix(".idx"), path))
