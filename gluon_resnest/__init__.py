@@ -6,7 +6,7 @@
 
 from gluon_resnest import runtime
 
-runtime.prepare()  # before MXNet is imported
+runtime.prepare_mxnet()  # before MXNet is imported
 
 from gluon_resnest.models import get_model, list_models  # noqa: E402
 from gluon_resnest.planning.cost import summary  # noqa: E402

@@ -137,7 +137,7 @@ def _default_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-def prepare() -> None:
+def prepare_mxnet() -> None:
     """Make `import mxnet` work and use all cores. Called by `import gluon_resnest`.
 
     Raises

@@ -61,7 +61,7 @@ def cost_row(name: str, cost: Cost) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]], markdown: bool) -> str:
+def results_table(rows: list[dict[str, Any]], markdown: bool) -> str:
     """`rows` as aligned text or in Markdown."""
     cells = [["-" if row[key] is None else shape.format(row[key]) for _, key, shape in COLUMNS]
              for row in rows]
@@ -86,7 +86,7 @@ def print_costs(args: argparse.Namespace) -> None:
     elif args.layers:
         print("\n\n".join(map(str, costs.values())))
     else:
-        print(table(rows, args.markdown))
+        print(results_table(rows, args.markdown))
 
 
 def add_contest(tools: Any, name: str, summary: str, contest: ModuleType) -> None:

@@ -13,7 +13,7 @@ import json
 import sys
 
 from gluon_resnest import command_line
-from gluon_resnest.data.records.packing import PackOptions, default_threads, pack
+from gluon_resnest.data.records.packing import PackOptions, pack, packing_threads
 from gluon_resnest.data.records.verification import verify
 
 FAULTS_FOUND = 1
@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
                              "(default: copy the files' bytes; 95 where --resize shrinks)")
     # --num-thread is im2rec's name for it; --data-nthreads what all tools call it here.
     parser.add_argument("--data-nthreads", "--num-thread", type=command_line.threads,
-                        dest="threads", default=default_threads(), metavar="N",
+                        dest="threads", default=packing_threads(), metavar="N",
                         help="images prepared or verified at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0,
                         help="chooses the order of the records (default: %(default)s)")

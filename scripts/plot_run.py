@@ -37,7 +37,7 @@ def percent(text: str) -> float:
     return value
 
 
-def table(runs: list[RunHistory]) -> str:
+def runs_table(runs: list[RunHistory]) -> str:
     """The runs' figures, a line each; columns that no run has a figure for are left out."""
     rows = [("run", "epochs", "best top-1, %", "at epoch", "best EMA top-1, %", "last loss",
              "images/s")]
@@ -90,7 +90,7 @@ def main() -> None:
     output = args.output or (folders[0] / "run.png" if len(runs) == 1 else Path("runs.png"))
     draw_runs(runs, output, args.title, args.reference, args.smooth)
     print(output)
-    print(table(runs))
+    print(runs_table(runs))
     for line in notes(runs) if args.reference is None else []:
         print(line)
 

@@ -74,7 +74,7 @@ def predictions(
     return answers
 
 
-def table(answers: Sequence[dict[str, Any]]) -> Iterator[str]:
+def answers_table(answers: Sequence[dict[str, Any]]) -> Iterator[str]:
     """One line an image that was labelled: file, class, percent, and the next classes."""
     rows = [(printable(answer["image"]), *((one["class"], 100 * one["probability"])
                                            for one in answer["top"]))
@@ -147,7 +147,7 @@ def main() -> None:
     elif args.csv:
         write_csv(answers)
     else:
-        for line in table(answers):
+        for line in answers_table(answers):
             print(line)
     sys.stdout.flush()  # in the order of a terminal also where both go into one file
     errors = [answer["error"] for answer in answers if "error" in answer]

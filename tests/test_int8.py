@@ -19,10 +19,9 @@ from gluon_resnest.data.images.decoding import decode
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.deploy.calibration import Observed, best_range, observe
 from gluon_resnest.deploy.int8 import graph_for_int8, quantize_symbol
-from gluon_resnest.deploy.mxnet_graph import from_pixels, fuse
+from gluon_resnest.deploy.mxnet_graph import fuse, symbol_from_pixels
 from gluon_resnest.deploy.onnx_file import normalized
-from gluon_resnest.deploy.onnx_graph import from_pixels as onnx_from_pixels
-from gluon_resnest.deploy.onnx_graph import onnx_graph
+from gluon_resnest.deploy.onnx_graph import onnx_from_pixels, onnx_graph
 from gluon_resnest.deploy.onnx_int8 import quantize_onnx
 from gluon_resnest.deploy.symbol import import_symbol, save_symbol
 from gluon_resnest.errors import InputError
@@ -210,7 +209,7 @@ def test_onnx_file_means_the_same_without_fusion(digit_case, onnx_model):
 
 
 def test_images_as_pixels(digit_case, quantized, symbol_files, onnx_model, tmp_path):
-    files = save_symbol(*from_pixels(*quantized), tmp_path / "pixels")
+    files = save_symbol(*symbol_from_pixels(*quantized), tmp_path / "pixels")
     crops, images = digit_case.crops[:9], digit_case.images[:9]
     np.testing.assert_allclose(by_mxnet(files, "pixels")(crops), by_mxnet(symbol_files)(images),
                                atol=1e-2)

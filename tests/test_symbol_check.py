@@ -17,7 +17,7 @@ import gluon_resnest
 from gluon_resnest.deploy import Description, export
 from gluon_resnest.deploy.card import sha256
 from gluon_resnest.deploy.int8 import graph_for_int8, quantize_symbol
-from gluon_resnest.deploy.mxnet_graph import from_pixels
+from gluon_resnest.deploy.mxnet_graph import symbol_from_pixels
 from gluon_resnest.deploy.symbol import import_symbol, save_symbol, write_symbol
 from gluon_resnest.errors import InputError
 
@@ -219,7 +219,7 @@ def test_what_is_written_is_read(name, kwargs, tmp_path):
              "pixels": write_symbol(net, tmp_path / "pixels", pixels=True),
              "plain": write_symbol(net, tmp_path / "plain", "plain"),
              "int8": save_symbol(*quantized, tmp_path / "int8"),
-             "int8 pixels": save_symbol(*from_pixels(*quantized), tmp_path / "int8_pixels")}
+             "int8 pixels": save_symbol(*symbol_from_pixels(*quantized), tmp_path / "int8_pixels")}
     for kind, (symbol, params) in files.items():
         pixels = "pixels" in kind
         given, shape = ("pixels", (SIZE, SIZE, 3)) if pixels else ("data", (3, SIZE, SIZE))

@@ -106,7 +106,7 @@ def deployment_graph(net: ResNeSt) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArr
     return output, writer.parameters
 
 
-def from_pixels(
+def symbol_from_pixels(
     symbol: mx.sym.Symbol, parameters: dict[str, mx.nd.NDArray]
 ) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
     """The same graph with the input ``pixels`` (N, H, W, 3), uint8, RGB, normalised in it."""

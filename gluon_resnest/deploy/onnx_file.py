@@ -23,23 +23,23 @@ def write_onnx(net: ResNeSt, prefix: Path, size: int, pixels: bool = False) -> l
     `pixels`: the input is (N, size, size, 3) uint8 instead of (N, 3, size, size) float32.
     """
     try:
-        from gluon_resnest.deploy.onnx_graph import from_pixels, onnx_graph
+        from gluon_resnest.deploy.onnx_graph import onnx_from_pixels, onnx_graph
     except ImportError as error:
         raise InputError(_MISSING.format(error.name)) from None
     model = onnx_graph(net, size)
-    return save_onnx(from_pixels(model) if pixels else model, prefix)
+    return save_onnx(onnx_from_pixels(model) if pixels else model, prefix)
 
 
 def write_int8_onnx(net: ResNeSt, prefix: Path, size: int, batches: Sequence[np.ndarray],
                     pixels: bool = False) -> list[Path]:
     """As :func:`write_onnx`, on 8 bits; `batches` as `quantize_onnx`'s."""
     try:
-        from gluon_resnest.deploy.onnx_graph import from_pixels, onnx_graph
+        from gluon_resnest.deploy.onnx_graph import onnx_from_pixels, onnx_graph
         from gluon_resnest.deploy.onnx_int8 import quantize_onnx
     except ImportError as error:
         raise InputError(_MISSING.format(error.name)) from None
     model = quantize_onnx(onnx_graph(net, size), batches)
-    return save_onnx(from_pixels(model) if pixels else model, prefix)
+    return save_onnx(onnx_from_pixels(model) if pixels else model, prefix)
 
 
 def save_onnx(model: Any, prefix: Path) -> list[Path]:

@@ -152,7 +152,7 @@ def onnx_graph(net: ResNeSt, size: int | None = None) -> onnx.ModelProto:
     return model
 
 
-def from_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
+def onnx_from_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model with the input ``pixels`` (N, H, W, 3), uint8, RGB, normalised in it."""
     scale, offset = pixel_scale_and_offset()
     changed = onnx.ModelProto()

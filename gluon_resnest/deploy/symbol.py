@@ -16,8 +16,8 @@ from gluon_resnest.deploy.mxnet_graph import (
     GraphBlock,
     as_block,
     deployment_graph,
-    from_pixels,
     fuse,
+    symbol_from_pixels,
 )
 from gluon_resnest.deploy.strict_json import RefusedError, shown
 from gluon_resnest.deploy.symbol_check import check_graph
@@ -53,8 +53,9 @@ def write_symbol(net: ResNeSt, prefix: Path, graph: str = "deployed",
     """
     if graph == "deployed":
         symbol, parameters = deployment_graph(net)
-        return save_symbol(*(from_pixels(symbol, parameters) if pixels else (symbol, parameters)),
-                           prefix)
+        if pixels:
+            symbol, parameters = symbol_from_pixels(symbol, parameters)
+        return save_symbol(symbol, parameters, prefix)
     if pixels:
         raise InputError("--graph plain takes normalised images: leave --pixels out")
     net.hybridize(static_alloc=True)
@@ -70,8 +71,9 @@ def write_int8_symbol(net: ResNeSt, prefix: Path, batches: Sequence[np.ndarray],
     from gluon_resnest.deploy.int8 import graph_for_int8, quantize_symbol
 
     symbol, parameters = quantize_symbol(*graph_for_int8(net), batches)
-    return save_symbol(*(from_pixels(symbol, parameters) if pixels else (symbol, parameters)),
-                       prefix)
+    if pixels:
+        symbol, parameters = symbol_from_pixels(symbol, parameters)
+    return save_symbol(symbol, parameters, prefix)
 
 
 def save_symbol(symbol: mx.sym.Symbol, parameters: Mapping[str, mx.nd.NDArray],

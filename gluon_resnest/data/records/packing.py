@@ -281,6 +281,6 @@ def _split_at_magic(content: bytes) -> list[bytes]:
     return parts
 
 
-def default_threads() -> int:
+def packing_threads() -> int:
     """Threads that keep this machine's cores busy, or its disk where they have little to do."""
     return max(2, runtime.usable_cores())

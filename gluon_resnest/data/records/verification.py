@@ -23,7 +23,7 @@ from gluon_resnest.data.records.index import (
     records_in_gap,
     scan_records,
 )
-from gluon_resnest.data.records.packing import default_threads
+from gluon_resnest.data.records.packing import packing_threads
 from gluon_resnest.data.records.record_file import reachable_records, read_class_names, record_spans
 from gluon_resnest.data.records.recordio import (
     RecordDamage,
@@ -133,7 +133,7 @@ def verify(
                 f"index {index or beside} belongs to another record file: most of its offsets are "
                 f"no records of {path}; copy both again")
         check.index_entries()
-        check.images(threads or default_threads())
+        check.images(threads or packing_threads())
         check.gaps()  # last, for these look at what was found in the records before them
     finally:
         os.close(descriptor)

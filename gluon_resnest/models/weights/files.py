@@ -21,7 +21,7 @@ from gluon_resnest.models.weights.input_channels import (
     check_adaptable,
     held_channels,
 )
-from gluon_resnest.models.weights.torch_pickle import shown
+from gluon_resnest.models.weights.torch_pickle import shown_name
 
 # First bytes of MXNet's files of arrays.
 _PARAMS_START = (0x112).to_bytes(8, "little")
@@ -247,7 +247,7 @@ def _compare(
     extra = [name for name in found if name not in expected]
     shapes = [f"{name} is {found[name]} in the file, {expected[name]} in the network"
               for name in expected if name in found and found[name] != expected[name]]
-    named = [shown(name) for name in extra[:3]]
+    named = [shown_name(name) for name in extra[:3]]
     faults = ([f"lacks {len(missing)} ({', '.join(missing[:3])})"] if missing else []) + (
         [f"has {len(extra)} unknown ({', '.join(named)})"] if extra else []) + (
         [f"differs in {len(shapes)} shapes ({'; '.join(shapes[:3])})"] if shapes else [])

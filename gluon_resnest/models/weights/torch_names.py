@@ -25,7 +25,7 @@ from gluon_resnest.models.weights.torch_pickle import (
     Storage,
     read_legacy,
     read_zip,
-    shown,
+    shown_name,
 )
 
 _SAFETENSORS = {
@@ -126,13 +126,13 @@ def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
     # Tensors that share bytes could take any memory, however small the file.
     for (_, end, one), (start, _, other) in zip(places, places[1:]):
         if start < end:
-            raise ValueError(f"{shown(one)} and {shown(other)} lie on the same bytes")
+            raise ValueError(f"{shown_name(one)} and {shown_name(other)} lie on the same bytes")
     arrays = {}
     for first, last, name in places:
         shape = tuple(header[name]["shape"])
-        storage = Storage(shown(name), _SAFETENSORS[header[name]["dtype"]], math.prod(shape))
+        storage = Storage(shown_name(name), _SAFETENSORS[header[name]["dtype"]], math.prod(shape))
         if storage.nbytes != last - first:
-            raise ValueError(f"{shown(name)} has {last - first} of {storage.nbytes} bytes")
+            raise ValueError(f"{shown_name(name)} has {last - first} of {storage.nbytes} bytes")
         file.seek(body + first)
         arrays[name] = storage.values(file.read(last - first)).reshape(shape)
     return arrays
@@ -142,12 +142,13 @@ def _place(name: str, entry: Any, size: int) -> tuple[int, int]:
     """First byte and end of a tensor in a body of `size` bytes, once its entry has been checked."""
     (first, last), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
     if type(dtype) is not str or dtype not in _SAFETENSORS:
-        raise ValueError(f"{shown(name)} is of {shown(dtype)}, not of {', '.join(_SAFETENSORS)}")
+        raise ValueError(f"{shown_name(name)} is of {shown_name(dtype)}, not of "
+                         f"{', '.join(_SAFETENSORS)}")
     if type(shape) is not list or len(shape) > MOST_DIMENSIONS or not all(
             type(number) is int and number >= 0 for number in (*shape, first, last)):
-        raise ValueError(f"{shown(name)} has no shape or place")
+        raise ValueError(f"{shown_name(name)} has no shape or place")
     if not first <= last <= size:
-        raise ValueError(f"{shown(name)} lies outside of the file")
+        raise ValueError(f"{shown_name(name)} lies outside of the file")
     return first, last
 
 

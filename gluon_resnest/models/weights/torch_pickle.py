@@ -107,7 +107,7 @@ def read_zip(path: Path) -> dict[str, np.ndarray]:
         names = archive.namelist()
         pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            held = ", ".join(map(shown, names[:3])) or "nothing"
+            held = ", ".join(map(shown_name, names[:3])) or "nothing"
             raise InputError(f"{path} is a zip archive of {held}, not of PyTorch weights: unpack "
                              "it and give the file in it")
         root = pickles[0][: -len("data.pkl")]
@@ -205,9 +205,9 @@ class _Unpickler(pickle._Unpickler):
     def _check_global(self, name: str) -> None:
         if name not in _MAKERS:
             raise InputError(
-                f"{self._path} wants to load {shown(name.replace(' ', '.'))}, which weights do not "
-                "need and is never run here; in PyTorch, if you trust the file, save its tensors "
-                "alone: torch.save(model.state_dict(), 'weights.pth')"
+                f"{self._path} wants to load {shown_name(name.replace(' ', '.'))}, which weights "
+                "do not need and is never run here; in PyTorch, if you trust the file, save its "
+                "tensors alone: torch.save(model.state_dict(), 'weights.pth')"
             )
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -220,7 +220,7 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError("unknown storage")
         storage = Storage(key, STORAGES[kind], numel)
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise ValueError(f"storage {shown(key)} is named with several types")
+            raise ValueError(f"storage {shown_name(key)} is named with several types")
         return storage
 
 
@@ -229,7 +229,7 @@ def _check_keys(keys: Iterable[Any]) -> None:
         raise ValueError("a dictionary has keys that are neither text nor numbers")
 
 
-def shown(name: Any) -> str:
+def shown_name(name: Any) -> str:
     """A name from a file as an error shows it: short, and on one line."""
     text = name if isinstance(name, str) else type(name).__name__
     text = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
@@ -244,10 +244,10 @@ def _arrays(tree: Any, data: dict[str, np.ndarray], path: Path) -> dict[str, np.
         raise InputError(f"{path} holds a {type(tree).__name__}, not a state dict")
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise InputError(f"{path} is no state dict: '{shown(name)}' is no tensor in it; save "
-                             "model.state_dict() alone")
+            raise InputError(f"{path} is no state dict: '{shown_name(name)}' is no tensor in it; "
+                             "save model.state_dict() alone")
         if not isinstance(value.storage, Storage):
-            raise ValueError(f"{shown(name)} has no storage")
+            raise ValueError(f"{shown_name(name)} has no storage")
     arrays = {name: tensor.array(data[tensor.storage.key]) for name, tensor in tree.items()}
     # Views take no memory, however often they repeat a value; what is made of them does.
     size = sum(array.nbytes for array in arrays.values())
