@@ -60,8 +60,9 @@ setup(
         "onnx": ["onnx>=1.13,<1.19", "onnxruntime>=1.14"],
         # Its messages and checksums are what runs/tensorboard.py writes events with.
         "tensorboard": ["tensorboardX>=2.6"],
-        "lint": ["ruff"],
+        "lint": ["import-linter>=2.0", "ruff"],
         "dev": [
+            "import-linter>=2.0",
             "ruff",
             "pytest>=7.4",
             "scikit-learn>=1.2,<1.6",
