@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from gluon_resnest import command_line, runtime
 from gluon_resnest.data.class_names import check_classes, check_several_classes
 from gluon_resnest.data.records.record_file import RecordFile
+from gluon_resnest.drawing.run_plots import draw_learning_curve
 from gluon_resnest.errors import InputError
 from gluon_resnest.runs.run_directory import default_run_directory
 from gluon_resnest.tasks.classification.ablation import find_recipe, published, recipe_table
@@ -143,7 +144,7 @@ def carry_out(args: argparse.Namespace | InputError, workers: Workers) -> None:
     stopped = None
     if run is not None:
         try:
-            text = in_words(train(run.task, run.options, workers))
+            text = in_words(train(run.task, run.options, workers, draw_learning_curve))
         except Stopped as stop:
             stopped, text = stop, str(stop)
         if workers.rank == 0:

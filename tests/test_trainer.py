@@ -154,7 +154,6 @@ def test_validation_is_due_every_so_often_and_at_the_end(frequency, validated, m
         seen, found = [], []
         monkeypatch.setattr(trainer, "_train_epoch",
                             lambda: seen.append(trainer.progress.position.epoch))
-        monkeypatch.setattr(trainer.task, "draw", lambda *_: None)
         evaluator = trainer.task.evaluator
         monkeypatch.setattr(trainer.task, "evaluator",
                             lambda: found.append(len(seen)) or evaluator())

@@ -38,7 +38,7 @@ def main(records: str, folder: str, model: str, size: str, batch: str, turn: str
         trainers.append(AlternatingTrainer(*parts))
         return trainers[0]
 
-    train(task, options, workers, make_trainer)
+    train(task, options, workers, make_trainer=make_trainer)
     if workers.rank == 0:
         print(json.dumps(as_result(trainers[0])), flush=True)
     workers.close()

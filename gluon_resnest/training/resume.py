@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from gluon_resnest.checkpoints.checkpoint import Snapshot
 from gluon_resnest.data.loading.position import Position
@@ -25,6 +25,8 @@ from gluon_resnest.training.throughput import peak_gflops
 from gluon_resnest.training.updater import Updater
 from gluon_resnest.workers import Workers
 
+Draw = Callable[[Path, Path, str], None]
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -36,6 +38,9 @@ class Parts:
         The same on every worker.
     average
         Of the weights, if there is one.
+    draw
+        Draws the course of the run after each validation, of its metrics, the picture to write
+        and a title; None for no picture.
     """
 
     task: Task
@@ -46,6 +51,7 @@ class Parts:
     updater: Updater
     average: MovingAverage | None
     arrays: RunArrays
+    draw: Draw | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from gluon_resnest.runs import run_directory as files
 from gluon_resnest.training.console import Console
 from gluon_resnest.training.ema import MovingAverage
 from gluon_resnest.training.options import RunOptions
-from gluon_resnest.training.resume import Complete, Parts, Started, begin_or_resume
+from gluon_resnest.training.resume import Complete, Draw, Parts, Started, begin_or_resume
 from gluon_resnest.training.run_arrays import RunArrays
 from gluon_resnest.training.signals import Stopped, Wishes
 from gluon_resnest.training.task import Task
@@ -44,9 +44,11 @@ class Outcome:
     best_ema: dict[str, float] | None
 
 
-def train(task: Task, options: RunOptions, workers: Workers,
+def train(task: Task, options: RunOptions, workers: Workers, draw: Draw | None = None,
           make_trainer: MakeTrainer = Trainer) -> Outcome:
     """Train all epochs that are left of a run; every worker calls it.
+
+    `draw` makes the picture of the run's course: the engine knows no pictures.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def train(task: Task, options: RunOptions, workers: Workers,
     """
     # First: a signal must not end the process once the run directory is locked.
     with Wishes() as wishes:
-        parts = assemble(task, options, workers)
+        parts = assemble(task, options, workers, draw)
         started = begin_or_resume(parts)
         if isinstance(started, Complete):
             parts.console.say(f"the run in {parts.save_dir} is complete: nothing is left to do")
@@ -68,7 +70,8 @@ def train(task: Task, options: RunOptions, workers: Workers,
     return Outcome(parts.save_dir, progress.best, progress.best_ema)
 
 
-def assemble(task: Task, options: RunOptions, workers: Workers) -> Parts:
+def assemble(task: Task, options: RunOptions, workers: Workers,
+             draw: Draw | None = None) -> Parts:
     """Give all workers rank 0's weights, and put together what a run is made of."""
     recipe = task.recipe
     save_dir = workers.gather(options.save_dir)[0]  # its default holds the time
@@ -85,7 +88,7 @@ def assemble(task: Task, options: RunOptions, workers: Workers) -> Parts:
                       recipe.amp)
     average = MovingAverage(task.network, recipe.ema) if recipe.ema else None
     return Parts(task, options, workers, Console(workers.rank), save_dir, updater, average,
-                 RunArrays(updater, average, workers))
+                 RunArrays(updater, average, workers), draw)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import mxnet as mx
@@ -233,6 +232,3 @@ class Task(ABC, Generic[Batch]):
     def upgraded(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Figures of a checkpoint, also one that an earlier version wrote in another form."""
         return figures
-
-    def draw(self, metrics: Path, picture: Path, title: str) -> None:
-        """Draw the course of the run from its metrics; nothing by default."""

@@ -43,7 +43,7 @@ class Trainer:
     def __init__(self, parts: Parts, started: Started, wishes: Wishes, watchdog: Watchdog) -> None:
         self.task, self.options, self.workers = parts.task, parts.options, parts.workers
         self.recipe, self.schedule = parts.task.recipe, parts.task.schedule
-        self.data = parts.task.training
+        self.data, self.draw = parts.task.training, parts.draw
         self.updater, self.average, self.arrays = parts.updater, parts.average, parts.arrays
         self.progress, self.saver = started.progress, started.saver
         self.directory, self.metrics = started.directory, started.metrics
@@ -263,7 +263,7 @@ class Trainer:
         if validated:
             self.validation.run(progress)
             progress.validated = epoch + 1 if whole else progress.validated
-        if self.workers.rank == 0 and (validated or last):
+        if self.draw is not None and self.workers.rank == 0 and (validated or last):
             directory = self.directory.path
-            self.task.draw(directory / files.METRICS, directory / files.CURVE,
-                           f"{self.task.description.title}, {self.workers.size} worker(s)")
+            self.draw(directory / files.METRICS, directory / files.CURVE,
+                      f"{self.task.description.title}, {self.workers.size} worker(s)")

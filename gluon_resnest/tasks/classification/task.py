@@ -142,11 +142,6 @@ class ClassificationTask(Task[Batch]):
     def upgraded(self, figures: dict[str, Any]) -> dict[str, Any]:
         return upgraded(figures)
 
-    def draw(self, metrics: Path, picture: Path, title: str) -> None:
-        from gluon_resnest.drawing.run_plots import draw_learning_curve
-
-        draw_learning_curve(metrics, picture, title)
-
 
 def _training_data(records: RecordFile, recipe: Recipe, source: Source,
                    workers: Workers) -> TrainLoader:
