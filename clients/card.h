@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <map>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -44,8 +45,10 @@ inline void read_leaves(dmlc::JSONReader& reader, std::istream& text, const std:
   const int next = (text >> std::ws).peek();
   if (next == '{') {
     std::string key;
+    std::set<std::string> keys;
     reader.BeginObject();
     while (reader.NextObjectItem(&key)) {
+      if (!keys.insert(key).second) throw std::runtime_error("twice: " + path + "/" + key);
       read_leaves(reader, text, path + "/" + key, depth - 1, leaves);
     }
   } else if (next == '[') {

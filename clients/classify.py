@@ -129,13 +129,21 @@ FIELDS = {
 }
 
 
+def object_of(pairs):
+    """An object of JSON. Of a key that is there twice each reader would take another value."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it has a key twice in one object")
+    return found
+
+
 def read_card(folder):
     """model.json, checked."""
     path = folder / "model.json"
     try:
         if (path.exists() and not path.is_file()) or path.stat().st_size > 4 << 20:
             raise ValueError("it is no file, or larger than 4 MB")
-        card = json.loads(path.read_text(encoding="utf-8-sig"))
+        card = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=object_of)
     except (OSError, ValueError, RecursionError) as error:
         raise Problem(f"{path} cannot be read: {error}") from None
     for field, is_right in FIELDS.items():

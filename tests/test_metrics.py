@@ -146,6 +146,16 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path):
         MetricsLog(tmp_path / "none", tensorboard=False)
 
 
+@pytest.mark.parametrize("put", [
+    os.mkfifo, lambda path: path.symlink_to("/dev/null"), lambda path: path.mkdir()])
+def test_what_is_not_a_regular_file_is_not_waited_for(put, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    put(path)
+    with pytest.raises(InputError) as caught:
+        read_metrics(path)
+    assert str(caught.value) == f"cannot read {path}: it is not a regular file"
+
+
 # ---- going on from a checkpoint ----
 
 

@@ -129,6 +129,8 @@ def _is_later(line: bytes, step: int | None) -> bool:
 
 
 def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe waits for its writer
+        raise InputError(f"cannot read {path}: it is not a regular file")
     try:
         return path.read_bytes()
     except OSError as error:
