@@ -23,6 +23,20 @@ class Sender:
 sys.meta_path.insert(0, Sender())
 sys.argv = ["train_imagenet.py", "--recipe", "list"]
 """
+# Says in a file of its own that a rank has begun to import what takes seconds. The ranks named stay
+# in that import, however long the signal takes to reach them: horovodrun passes it on in its own
+# time, and by then a rank would train.
+STAYS_IN_THE_IMPORTS = """
+import os, runpy, sys, time
+class Teller:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mxnet":
+            sys.meta_path.remove(self)
+            rank = os.environ["HOROVOD_RANK"]
+            open({path!r} + rank, "w").close()
+            time.sleep(300 * (rank in {ranks!r}))
+sys.meta_path.insert(0, Teller())
+"""
 # Sends one of the ranks a signal once the run directory is locked, and before it is written.
 AFTER_THE_LOCK = """
 import os, runpy, signal, time
@@ -69,6 +83,23 @@ def test_sigusr1_during_the_imports_does_not_end_a_run():
 def test_others_during_the_imports_end_it_at_once_and_without_a_word(number):
     done = during_imports(number)
     assert (done.returncode, done.stdout, done.stderr) == (-number, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("target", "staying"), [("horovodrun", "01"), ("rank 1", "1")])
+def test_a_signal_under_horovodrun_during_the_imports(target, staying, number, digits, tmp_path):
+    """Rank 0 imports as well, or has gone on to wait for rank 1."""
+    program, told = tmp_path / "tells.py", tmp_path / "imports."
+    program.write_text(STAYS_IN_THE_IMPORTS.format(path=str(told), ranks=staying) + TRAIN)
+    run = tmp_path / "run"
+    with Job(program, *train(digits, run), ranks=2, PYTHONPATH=str(ROOT)) as job:
+        job.wait_until(lambda: len(list(tmp_path.glob("imports.*"))) == 2, "the imports")
+        os.kill(job.process.pid if target == "horovodrun" else job.rank_processes()[1].pid, number)
+        assert job.end() != 0
+    ranks = [line for line in job.output.splitlines() if line.startswith(("[0]", "[1]"))]
+    assert not any("Traceback" in line for line in ranks), job.output[-4000:]
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
