@@ -159,11 +159,15 @@ def prepare_horovod(stall_seconds: float, on_gpu: bool) -> None:
 
     * HOROVOD_STALL_SHUTDOWN_TIME_SECONDS: a run of which one rank has been silent for
       `stall_seconds` ends. By itself Horovod warns after a minute, and waits for ever.
+    * HOROVOD_GLOO_TIMEOUT_SECONDS: Gloo by itself gives up on a peer after 30 s by the clock, and a
+      job that Slurm suspends for longer ends as soon as it goes on. Twice `stall_seconds`, so that
+      the watchdogs, which do not count pauses, are the first to speak of a rank that hangs.
     * HOROVOD_CYCLE_TIME, on CPUs: its thread asks the other ranks every millisecond whether there
       is anything to do, at 0.13 ms of CPU time each. On a rank with one thread that is an eighth
       of all it has; asking every 20 ms costs a training step less than that.
     """
     os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(round(stall_seconds)))
+    os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(round(2 * stall_seconds)))
     if not on_gpu and "HOROVOD_AUTOTUNE" not in os.environ:  # which leaves set values alone
         os.environ.setdefault("HOROVOD_CYCLE_TIME", str(max(1, 20 // thread_count())))
 

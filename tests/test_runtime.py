@@ -199,17 +199,19 @@ def test_the_network_check_can_fail():
 
 
 @pytest.mark.parametrize(("given", "on_gpu", "expected"), [
-    ({"OMP_NUM_THREADS": "1"}, False, ("300", "20")),
-    ({"OMP_NUM_THREADS": "8"}, False, ("300", "2")),
-    ({"OMP_NUM_THREADS": "64"}, False, ("300", "1")),
-    ({"OMP_NUM_THREADS": "1"}, True, ("300", None)),
-    ({"OMP_NUM_THREADS": "1", "HOROVOD_AUTOTUNE": "1"}, False, ("300", None)),
-    ({"HOROVOD_CYCLE_TIME": "3", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "9"}, False, ("9", "3")),
+    ({"OMP_NUM_THREADS": "1"}, False, ("300", "600", "20")),
+    ({"OMP_NUM_THREADS": "8"}, False, ("300", "600", "2")),
+    ({"OMP_NUM_THREADS": "64"}, False, ("300", "600", "1")),
+    ({"OMP_NUM_THREADS": "1"}, True, ("300", "600", None)),
+    ({"OMP_NUM_THREADS": "1", "HOROVOD_AUTOTUNE": "1"}, False, ("300", "600", None)),
+    ({"HOROVOD_CYCLE_TIME": "3", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "9",
+      "HOROVOD_GLOO_TIMEOUT_SECONDS": "7"}, False, ("9", "7", "3")),
 ])
 def test_what_horovod_is_told_before_it_starts(given, on_gpu, expected, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(given))
     runtime.prepare_horovod(300.0, on_gpu)
     assert (os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"],
+            os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"],
             os.environ.get("HOROVOD_CYCLE_TIME")) == expected
 
 
