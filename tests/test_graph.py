@@ -16,7 +16,7 @@ from gluon_resnest.data.augment.transforms import EvaluationTransform
 from gluon_resnest.deploy.mxnet_graph import deployed, deployment_graph
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import Normalize, portable_operators
-from gluon_resnest.layers.normalization import BatchNormReLU
+from gluon_resnest.layers.operators import BatchNormReLU
 from gluon_resnest.models import save_weights
 
 NETWORKS = [

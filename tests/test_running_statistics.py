@@ -10,7 +10,7 @@ from mxnet.gluon.contrib.nn import SyncBatchNorm
 
 import gluon_resnest
 from gluon_resnest.layers import declared_writes
-from gluon_resnest.layers.normalization import BatchNormReLU
+from gluon_resnest.layers.operators import BatchNormReLU
 from gluon_resnest.models import save_weights
 
 MODES = [None, {}, {"static_alloc": True}, {"static_alloc": True, "static_shape": True}]

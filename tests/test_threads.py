@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import mxnet as mx
 import numpy as np
@@ -14,7 +15,12 @@ import gluon_resnest
 from gluon_resnest.classifier import load_classifier
 from gluon_resnest.deploy import deployed
 from gluon_resnest.deploy.exporting import Description, export
-from gluon_resnest.layers import SplitAttention, operators, portable_operators
+from gluon_resnest.layers import (
+    SplitAttention,
+    operators,
+    portable_operators,
+    without_dropblock,
+)
 from gluon_resnest.models import save_weights
 from tests.conftest import randomize
 
@@ -151,3 +157,29 @@ def test_tracing_for_export_beside_calls(images):
                                        atol=1e-5 * np.abs(expected[number]).max())
         if operators._built_for_cpu():
             assert "batch_dot" in others._cached_graph[1].tojson()
+
+
+def test_exports_in_turn_leave_dropblock_in():
+    """A second export that begins during the first must not take its state for the usual one."""
+    net = random_network(dropblock_prob=0.5)
+    inside, waits = threading.Event(), threading.Event()
+
+    def second():
+        inside.wait(60)
+        waits.set()
+        with without_dropblock(net), portable_operators(net):
+            pass
+
+    thread = threading.Thread(target=second, daemon=True)
+    thread.start()
+    with without_dropblock(net), portable_operators(net):
+        inside.set()
+        waits.wait(60)
+        time.sleep(0.2)  # until the other waits for this one to end
+    thread.join(60)
+    assert not thread.is_alive()
+    blocks = [net.layer4[0].dropblock1, net.layer3[0].dropblock3]
+    assert [block._left_out for block in blocks] == [False, False]
+    with mx.autograd.record():
+        assert (blocks[0](mx.nd.ones((2, 64, 7, 7))).asnumpy() == 0).any()
+    assert not net.layer4[0].conv2.portable_only

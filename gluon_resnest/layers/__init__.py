@@ -10,12 +10,10 @@ from gluon_resnest.layers.normalization import (
     GroupNorm,
     NormLayer,
     check_batch,
-    fits_one_operator,
     make_norm,
-    norm_relu,
 )
 from gluon_resnest.layers.one_at_a_time import OneAtATime
-from gluon_resnest.layers.operators import portable_operators
+from gluon_resnest.layers.operators import norm_relu, portable_operators
 from gluon_resnest.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from gluon_resnest.layers.split_attention import SplitAttention, attention_channels
 
@@ -30,7 +28,6 @@ __all__ = [
     "SplitAttention",
     "attention_channels",
     "check_batch",
-    "fits_one_operator",
     "make_norm",
     "norm_relu",
     "portable_operators",

@@ -10,8 +10,7 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import Block, HybridBlock, Parameter, ParameterDict
 
-from gluon_resnest.layers.one_at_a_time import without_other_calls
-from gluon_resnest.layers.operators import called_from, forget_graphs, is_symbol_for_others
+from gluon_resnest.layers.tracing import BUILDING, blocks_of, is_symbol_for_others, traced_with
 
 # Nothing is divided by a smaller share of kept cells: a finite scale, also in float16.
 SMALLEST_SHARE = 2.0**-15
@@ -123,7 +122,7 @@ class DropBlock(HybridBlock):
     def collect_params(self, select: str | None = None) -> ParameterDict:
         """None: but a graph that is being built finds its input here, and nobody else does."""
         params = super().collect_params(select)
-        if not self._left_out and called_from(HybridBlock._build_cache):
+        if not self._left_out and BUILDING.active:
             params.update({self.seed_rate.name: self.seed_rate})
         return params
 
@@ -137,7 +136,7 @@ class DropBlock(HybridBlock):
 
 def set_drop_prob(net: Block, drop_prob: float) -> None:
     """Set the probability of every :class:`DropBlock` in `net`."""
-    for layer in _dropblocks(net):
+    for layer in blocks_of(net, DropBlock):
         layer.set_drop_prob(drop_prob)
 
 
@@ -160,20 +159,8 @@ def without_dropblock(net: Block) -> Iterator[Block]:
     Calls by other threads wait. If `net` is part of a larger hybridized block, give that one: its
     graph is not known here.
     """
-    layers = [(layer, layer._left_out) for layer in _dropblocks(net)]
-    if not layers:
+    with traced_with(net, DropBlock, "_left_out"):
         yield net
-        return
-    with without_other_calls(net):
-        for layer, _ in layers:
-            layer._left_out = True
-        forget_graphs(net)
-        try:
-            yield net
-        finally:
-            for layer, before in layers:
-                layer._left_out = before
-            forget_graphs(net)
 
 
 class _SeedRate(Parameter):
@@ -200,9 +187,3 @@ class _SeedRate(Parameter):
 
     def _reduce(self) -> mx.nd.NDArray:
         return self.data(mx.cpu())
-
-
-def _dropblocks(net: Block) -> list[DropBlock]:
-    found = []
-    net.apply(lambda block: found.append(block) if isinstance(block, DropBlock) else None)
-    return found

@@ -4,54 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-import numpy as np
 from mxnet import autograd
 from mxnet.gluon import Parameter, nn
 from mxnet.ndarray import NDArray
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.layers.declared_writes import writes_are_declared
-from gluon_resnest.layers.operators import traces_for_cpu
+from gluon_resnest.layers.operators import BatchNormReLU, fits_one_operator
 from gluon_resnest.layers.running_statistics import RunningStatistic
 
 NormLayer = Callable[..., nn.HybridBlock]
 
 # At 1x1, where the attention is computed, a group of one channel would normalise to zero.
 _LEAST_GROUP_AT_ONE_PIXEL = 8
-
-
-class BatchNormReLU(nn.BatchNorm):
-    """Batch normalisation and the ReLU behind it, in one operator where there is one.
-
-    In training that is half the time of the two, or less: one pass over the map instead of two
-    forward and back, and nothing kept but one bit an element of what ReLU let through.
-
-    MXNet's own ``nn.BatchNormReLU`` has no other form and runs on CPUs only. Parameters and
-    their names are those of ``nn.BatchNorm``.
-
-    Shapes
-    ------
-    Input and output (N, C, H, W).
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._dtype = "float32"
-
-    def hybrid_forward(self, F, x, gamma, beta, running_mean, running_var):
-        if self._dtype == "float32" and traces_for_cpu(F) and writes_are_declared():
-            return F.contrib.BatchNormWithReLU(x, gamma, beta, running_mean, running_var,
-                                               name="fwd", **self._kwargs)
-        x = super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
-        return F.Activation(x, act_type="relu", name="relu")
-
-    def cast(self, dtype: Any) -> None:
-        """Take and give `dtype`; parameters stay in float32 for float16, as MXNet has it."""
-        super().cast(dtype)
-        self._dtype = np.dtype(dtype).name
-
-    def _alias(self) -> str:
-        return "batchnorm"  # makes the names of parameters in symbols
 
 
 class GroupNorm(nn.HybridBlock):
@@ -85,7 +49,7 @@ class GroupNorm(nn.HybridBlock):
 
 def make_norm(norm_layer: NormLayer, channels: int, norm_kwargs: dict[str, Any],
               at_one_pixel: bool = False, zero_gamma: bool = False,
-             before_relu: bool = False) -> nn.HybridBlock:
+              relu_between: tuple[int, ...] = ()) -> nn.HybridBlock:
     """A normalisation of (N, channels, H, W).
 
     Parameters
@@ -99,8 +63,10 @@ def make_norm(norm_layer: NormLayer, channels: int, norm_kwargs: dict[str, Any],
         H = W = 1: groups are made large enough that they do not normalise everything away.
     zero_gamma
         Start at gamma = 0.
-    before_relu
-        ReLU follows at once: call the two by :func:`norm_relu`.
+    relu_between
+        If ReLU follows at once: the channels of the convolutions before and behind the two; of a
+        grouped one, of each group. Call both layers by
+        :func:`~gluon_resnest.layers.operators.norm_relu`.
     """
     kwargs = dict(norm_kwargs)
     if zero_gamma:
@@ -111,33 +77,13 @@ def make_norm(norm_layer: NormLayer, channels: int, norm_kwargs: dict[str, Any],
         while at_one_pixel and groups > 1 and channels // groups < _LEAST_GROUP_AT_ONE_PIXEL:
             groups //= 2
         kwargs["num_groups"] = groups
-    elif norm_layer is nn.BatchNorm and before_relu:
+    elif norm_layer is nn.BatchNorm and relu_between and fits_one_operator(*relu_between):
         norm_layer = BatchNormReLU
     norm = norm_layer(in_channels=channels, **kwargs)
     for name in ("running_mean", "running_var"):
         if isinstance(getattr(norm, name, None), Parameter):
             RunningStatistic.take_over(getattr(norm, name))
     return norm
-
-
-def fits_one_operator(*widths: int) -> bool:
-    """Whether normalisation and ReLU between convolutions may be one operator.
-
-    They may not where memory is laid out in different ways before and behind them: in 1.9.1 the
-    operator's gradient then fails ("could not create a primitive descriptor iterator"). oneDNN
-    puts channels together by 16 or 8, and in other ways where there is no multiple of that.
-
-    Parameters
-    ----------
-    *widths
-        Channels of the convolutions before and behind; of a grouped one, of each group.
-    """
-    return all(width % 16 == 0 for width in widths)
-
-
-def norm_relu(norm: nn.HybridBlock, relu: nn.HybridBlock, x: Any) -> Any:
-    """ReLU of the normalisation of `x`, by both layers or by the first where it does both."""
-    return norm(x) if isinstance(norm, BatchNormReLU) else relu(norm(x))
 
 
 def check_batch(x: Any, norm: nn.HybridBlock) -> None:

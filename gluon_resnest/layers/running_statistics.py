@@ -7,13 +7,11 @@ write (of any ``BatchNorm``). So after a training step nobody waits for the runn
 
 from __future__ import annotations
 
-import sys
-
 import mxnet as mx
 from mxnet import autograd
-from mxnet.gluon import HybridBlock, Parameter
+from mxnet.gluon import Parameter
 
-_CALLS_A_GRAPH = HybridBlock._call_cached_op.__code__
+from gluon_resnest.layers.tracing import RUNNING
 
 
 class RunningStatistic(Parameter):
@@ -36,7 +34,7 @@ class RunningStatistic(Parameter):
 
     def _check_and_get(self, arr_list, ctx):
         if arr_list is not None and arr_list is self._data:
-            if autograd.is_recording() and _called_for_a_graph():
+            if autograd.is_recording() and RUNNING.active:
                 self._may_be_written = True
             elif self._may_be_written:
                 self._may_be_written = False
@@ -53,15 +51,3 @@ class RunningStatistic(Parameter):
         if self._data is not None:
             self.list_data()
         super().cast(dtype)
-
-
-def _called_for_a_graph() -> bool:
-    """Whether a traced graph fetches its inputs: `data` and a comprehension may lie between."""
-    frame = sys._getframe(2)
-    for _ in range(4):
-        if frame is None:
-            return False
-        if frame.f_code is _CALLS_A_GRAPH:
-            return True
-        frame = frame.f_back
-    return False

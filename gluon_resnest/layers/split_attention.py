@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from mxnet.gluon import nn
 
-from gluon_resnest.layers.normalization import (
-    NormLayer,
-    check_batch,
-    fits_one_operator,
-    make_norm,
-    norm_relu,
-)
+from gluon_resnest.layers.normalization import NormLayer, check_batch, make_norm
 from gluon_resnest.layers.one_at_a_time import OneAtATime
-from gluon_resnest.layers.operators import traces_for_cpu
+from gluon_resnest.layers.operators import TwoForms, norm_relu, splits_of
 
 
 def attention_channels(channels: int, radix: int) -> int:
@@ -26,7 +19,7 @@ def attention_channels(channels: int, radix: int) -> int:
     return max(channels * radix // 4, 32)
 
 
-class SplitAttention(OneAtATime):
+class SplitAttention(OneAtATime, TwoForms):
     r"""Grouped convolution whose R splits are weighed against each other, channel by channel.
 
     With cardinality K and radix R, the convolution makes G = K R feature groups. For the c-th
@@ -105,20 +98,17 @@ class SplitAttention(OneAtATime):
         self.channels = channels
         self.radix = radix
         self.cardinality = cardinality
-        self._dtype = "float32"
         self.conv = nn.Conv2D(
             channels * radix, kernel_size, strides, padding, dilation,
             groups=cardinality * radix, in_channels=channels, use_bias=False,
         )
-        self.bn = make_norm(
-            norm_layer, channels * radix, norm_kwargs,
-            before_relu=fits_one_operator(channels // (cardinality * radix)))
+        self.bn = make_norm(norm_layer, channels * radix, norm_kwargs,
+                            relu_between=(channels // (cardinality * radix),))
         self.relu = nn.Activation("relu")
         # The bias of fc1 is cancelled by the normalisation behind it; published weights have it.
         self.fc1 = nn.Conv2D(hidden, 1, groups=cardinality, in_channels=channels)
         self.bn1 = make_norm(norm_layer, hidden, norm_kwargs, at_one_pixel=True,
-                             before_relu=fits_one_operator(channels // cardinality,
-                                                           hidden // cardinality))
+                             relu_between=(channels // cardinality, hidden // cardinality))
         self.relu1 = nn.Activation("relu")
         self.fc2 = nn.Conv2D(channels * radix, 1, groups=cardinality, in_channels=hidden)
 
@@ -127,52 +117,17 @@ class SplitAttention(OneAtATime):
         return super().forward(x, *args)
 
     def hybrid_forward(self, F, x):
-        splits = norm_relu(self.bn, self.relu, self.conv(x))  # (N, R C, H', W'), radix-major
-        if self._dtype == "float32" and traces_for_cpu(F):
-            return self._weighed_by_products(F, splits)
-        return self._weighed_by_broadcasting(F, splits)
+        # U: one grouped convolution makes all feature groups, (N, R C, H', W').
+        groups = norm_relu(self.bn, self.relu, self.conv(x))
+        splits = splits_of(self, F, groups, self.radix, self.channels)
+        # s, their mean (N, C, 1, 1), and a: the two dense layers of G, then softmax over r.
+        hidden = norm_relu(self.bn1, self.relu1, self.fc1(splits.global_mean()))
+        attention = self._r_softmax(F, self.fc2(hidden))
+        # V: the splits weighed by a and summed, (N, C, H', W').
+        return splits.weighted_sum(attention)
 
-    def _weighed_by_broadcasting(self, F, splits):
-        # Pooling commutes with the sum over the radix, and is far cheaper before it.
-        pooled = F.contrib.AdaptiveAvgPooling2D(splits, output_size=1)
-        if self.radix > 1:
-            pooled = F.reshape(pooled, shape=(0, self.radix, self.channels, 1, 1)).sum(axis=1)
-        weighed = F.broadcast_mul(splits, self._attention(F, pooled))
-        return F.add_n(*F.split(weighed, num_outputs=self.radix, axis=1))
-
-    def _weighed_by_products(self, F, splits):
-        """Means over pixels and their opposite, spreading over pixels, as matrix products.
-
-        Each is then the other's gradient, and both are fast. MXNet's pooling and broadcasting
-        have gradients on the CPU that take longer than the convolutions around them.
-        """
-        # To plain memory once: behind a oneDNN operator every other one makes a copy of its own.
-        splits = F.reshape(splits, shape=(0, 0, 0, 0))
-        # One channel, for its shape. No gradient comes from there, not even a map of zeros.
-        channel = F.slice_axis(F.BlockGrad(splits), axis=1, begin=0, end=1)
-        pixels = F.reshape(channel, shape=(0, 0, -1))  # (N, 1, H' W')
-        maps = F.reshape(splits, shape=(0, 0, -1))
-        maps = [maps] if self.radix == 1 else list(
-            F.split(maps, num_outputs=self.radix, axis=1))  # (N, C, H' W') each
-        pooled = F.batch_dot(F.add_n(*maps), F.softmax(F.zeros_like(pixels)), transpose_b=True)
-        attention = self._attention(F, F.expand_dims(pooled, axis=3))
-        attention = F.reshape(attention, shape=(0, 0, 1))
-        everywhere = F.ones_like(pixels)
-        if self.radix == 1:
-            weighed = F.elemwise_mul(*maps, F.batch_dot(attention, everywhere))
-        else:
-            # Attention sums to 1 over the radix: all but the last are added as differences to it.
-            *others, last = maps
-            weights = F.split(attention, num_outputs=self.radix, axis=1)
-            weighed = F.add_n(last, *(
-                F.elemwise_mul(F.elemwise_sub(split, last), F.batch_dot(weight, everywhere))
-                for split, weight in zip(others, weights)))
-        return F.reshape_like(weighed, channel, lhs_begin=2, lhs_end=3, rhs_begin=2, rhs_end=4)
-
-    def _attention(self, F, pooled):
-        """Attention (N, R C, 1, 1), radix-major, from the sum (N, C, 1, 1) of the splits' means."""
-        hidden = norm_relu(self.bn1, self.relu1, self.fc1(pooled))
-        logits = self.fc2(hidden)  # (N, R C, 1, 1), cardinality-major
+    def _r_softmax(self, F, logits):
+        """Attention a (N, R C, 1, 1), radix-major, of cardinality-major logits."""
         if self.radix == 1:
             return F.sigmoid(logits)
         attention = F.reshape(logits, shape=(0, self.cardinality, self.radix, -1))
@@ -180,7 +135,3 @@ class SplitAttention(OneAtATime):
         if self.cardinality > 1:
             attention = F.transpose(attention, axes=(0, 2, 1, 3))
         return F.reshape(attention, shape=(0, -1, 1, 1))
-
-    def cast(self, dtype: Any) -> None:
-        super().cast(dtype)
-        self._dtype = np.dtype(dtype).name

@@ -16,7 +16,6 @@ from gluon_resnest.layers import (
     OneAtATime,
     SplitAttention,
     check_batch,
-    fits_one_operator,
     make_norm,
     norm_relu,
     portable_operators,
@@ -40,7 +39,7 @@ class BlockSettings:
     norm_layer: NormLayer = nn.BatchNorm
     norm_kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def norm(self, channels: int, **kwargs: bool) -> nn.HybridBlock:
+    def norm(self, channels: int, **kwargs: Any) -> nn.HybridBlock:
         return make_norm(self.norm_layer, channels, self.norm_kwargs, **kwargs)
 
 
@@ -90,15 +89,15 @@ class Bottleneck(nn.HybridBlock):
         group_width = planes * variant.width // 64 * variant.cardinality
         self.conv1 = nn.Conv2D(group_width, 1, in_channels=in_channels, use_bias=False)
         groups = variant.cardinality * max(variant.radix, 1)
-        fused = fits_one_operator(in_channels, group_width // groups)
-        self.bn1 = settings.norm(group_width, before_relu=fused)
+        widths = (in_channels, group_width // groups)
+        self.bn1 = settings.norm(group_width, relu_between=widths)
         self.relu1 = nn.Activation("relu")
         self.bn2 = self.avd_layer = None
         if variant.radix == 0:
             self.conv2 = nn.Conv2D(group_width, 3, strides, dilation, dilation,
                                    groups=groups, in_channels=group_width,
                                    use_bias=False)
-            self.bn2 = settings.norm(group_width, before_relu=fused)
+            self.bn2 = settings.norm(group_width, relu_between=widths)
             self.relu2 = nn.Activation("relu")
         else:
             self.conv2 = SplitAttention(
@@ -200,21 +199,20 @@ class ResNeSt(OneAtATime):
         self._is_float16 = False
         settings = BlockSettings(variant, last_gamma, norm_layer, dict(norm_kwargs or {}))
         stem = variant.stem_width
-        fused = fits_one_operator(stem)
         self.channels = tuple(64 * 2**stage * EXPANSION for stage in range(4))
         dilations, self.strides = _dilations_and_strides(variant.output_stride)
         with self.name_scope():
             self.conv1 = StemConvolutions(prefix="conv1")
             self.conv1.add(
                 nn.Conv2D(stem, 3, 2, 1, in_channels=variant.in_channels, use_bias=False),
-                settings.norm(stem, before_relu=fused),
+                settings.norm(stem, relu_between=(stem,)),
                 nn.Activation("relu"),
                 nn.Conv2D(stem, 3, 1, 1, in_channels=stem, use_bias=False),
-                settings.norm(stem, before_relu=fused),
+                settings.norm(stem, relu_between=(stem,)),
                 nn.Activation("relu"),
                 nn.Conv2D(stem * 2, 3, 1, 1, in_channels=stem, use_bias=False),
             )
-            self.bn1 = settings.norm(stem * 2, before_relu=fused)
+            self.bn1 = settings.norm(stem * 2, relu_between=(stem,))
             self.relu = nn.Activation("relu")
             self.maxpool = nn.MaxPool2D(3, 2, padding=1)
             channels, dilation, stride = stem * 2, 1, 4
