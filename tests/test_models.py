@@ -15,7 +15,7 @@ from mxnet import autograd
 import gluon_resnest
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import VARIANTS, check_input_size, find_variant
-from gluon_resnest.models.resnest import BlockSettings, Bottleneck
+from gluon_resnest.models.bottleneck import BlockSettings, Bottleneck
 
 # Trainable parameters, running statistics, and arrays in a .params file: read off GluonCV's and
 # the ResNeSt repository's networks, 1000 classes.

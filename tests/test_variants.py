@@ -15,7 +15,7 @@ import gluon_resnest
 from gluon_resnest.deploy.symbol import import_symbol, write_symbol
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import DropBlock, GroupNorm
-from gluon_resnest.models import find_variant
+from gluon_resnest.models import ResNeSt, ResNeStFeatures, find_variant
 
 SMALL = "resnest14_2s2x40d"  # R > 1 and K > 1, at the least depth
 
@@ -108,6 +108,48 @@ def test_features_are_those_of_the_classifier(rng):
     pooled = features(images)[-1].mean(axis=(2, 3))
     np.testing.assert_allclose(classifier.fc(pooled).asnumpy(), classifier(images).asnumpy(),
                                rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_on_the_features_is_one_graph_with_them(rng):
+    """As a detector's: a block of its own around the stages, hybridized as a whole."""
+    class TopDown(mx.gluon.HybridBlock):
+        def __init__(self, features):
+            super().__init__()
+            self.features = features
+            self.lateral = mx.gluon.nn.HybridSequential()
+            for channels in features.channels:
+                self.lateral.add(mx.gluon.nn.Conv2D(8, 1, in_channels=channels))
+
+        def hybrid_forward(self, F, x):
+            return [conv(c) for conv, c in zip(self.lateral._children.values(), self.features(x))]
+
+    features = gluon_resnest.get_model("resnest14", features_only=True)
+    assert type(features) is ResNeStFeatures
+    assert (features.strides, features.channels) == ((4, 8, 16, 32), (256, 512, 1024, 2048))
+    net = TopDown(features)
+    net.initialize()
+    images = mx.nd.array(rng.standard_normal((2, 3, 64, 96)))
+    expected = [found.asnumpy() for found in net(images)]
+    net.hybridize()
+    for found, value, stride in zip(net(images), expected, features.strides):
+        assert found.shape == (2, 8, 64 // stride, 96 // stride)
+        np.testing.assert_allclose(found.asnumpy(), value, rtol=0, atol=1e-5 * np.abs(value).max())
+    with autograd.record():
+        loss = sum((found ** 2).sum() for found in net(images))
+    loss.backward()
+    assert np.abs(features.conv1[0].weight.grad().asnumpy()).max() > 0
+
+
+def test_a_classifiers_stages_are_the_features(rng, tmp_path):
+    classifier = gluon_resnest.get_model("resnest14", classes=3)
+    assert type(classifier) is ResNeSt
+    classifier.initialize()
+    classifier.save_parameters(str(tmp_path / "net.params"))
+    features = gluon_resnest.get_model("resnest14", features_only=True,
+                                       pretrained=tmp_path / "net.params")
+    images = mx.nd.array(rng.standard_normal((1, 3, 64, 64)))
+    for found, expected in zip(classifier.stages(images), features(images)):
+        np.testing.assert_array_equal(found.asnumpy(), expected.asnumpy())
 
 
 NORMS = {

@@ -25,10 +25,10 @@ from mxnet.gluon import HybridBlock, nn
 from gluon_resnest.deploy.writer import Writer
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import IMAGENET_MEAN, IMAGENET_STD, SplitAttention
-from gluon_resnest.models.resnest import Bottleneck, ResNeSt
+from gluon_resnest.models import Bottleneck, ResNeSt, ResNeStFeatures
 
 
-def write_network(writer: Writer, net: ResNeSt, x: Any) -> Any:
+def write_network(writer: Writer, net: ResNeStFeatures, x: Any) -> Any:
     """Write `net` for inference; `net` itself stays as it is.
 
     Parameters
@@ -40,7 +40,7 @@ def write_network(writer: Writer, net: ResNeSt, x: Any) -> Any:
 
     Returns
     -------
-    The logits (N, classes), or of a network of features only a list of the four maps.
+    The logits (N, classes), or of a network without a classifier a list of its four maps.
     """
     check_initialized(net)
     conv1, bn1, _, conv2, bn2, _, conv3 = net.conv1._children.values()
@@ -52,7 +52,7 @@ def write_network(writer: Writer, net: ResNeSt, x: Any) -> Any:
         for number, block in enumerate(getattr(net, f"layer{stage}")):
             x = _bottleneck(writer, f"layer{stage}_{number}", x, block)
         maps.append(x)
-    if net.features_only:
+    if not isinstance(net, ResNeSt):
         return maps
     return writer.dense("fc", writer.flatten(writer.mean(x)),
                         _value(net.fc.weight), _value(net.fc.bias))

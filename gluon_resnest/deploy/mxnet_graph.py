@@ -13,7 +13,7 @@ from gluon_resnest import runtime
 from gluon_resnest.deploy.graph import pixel_scale_and_offset, write_network
 from gluon_resnest.deploy.writer import Writer
 from gluon_resnest.layers import OneAtATime
-from gluon_resnest.models.resnest import ResNeSt
+from gluon_resnest.models.resnest import ResNeStFeatures
 
 INPUT_NAME, PIXELS_NAME = "data", "pixels"
 
@@ -88,14 +88,14 @@ class SymbolWriter(Writer):
         return mx.sym.Flatten(x)
 
 
-def deployment_graph(net: ResNeSt) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
+def deployment_graph(net: ResNeStFeatures) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
     """Symbol and parameters of `net` for inference; `net` itself stays as it is.
 
     Returns
     -------
     symbol
         Input ``data`` (N, in_channels, H, W), any N, H and W; output the logits (N, classes), or
-        of a network of features only the four maps.
+        of a network without a classifier its four maps.
     parameters
         By the names of the symbol's arguments, on the CPU.
     """
@@ -137,7 +137,7 @@ def as_block(
     return block
 
 
-def deployed(net: ResNeSt) -> GraphBlock:
+def deployed(net: ResNeStFeatures) -> GraphBlock:
     """The deployment graph of `net` as a block for inference on the CPU, hybridized and fused."""
     return fuse(as_block(*deployment_graph(net)))
 

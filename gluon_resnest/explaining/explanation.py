@@ -134,7 +134,7 @@ def explain(net: ResNeSt, crop: np.ndarray, label: int | None = None) -> Explana
         The network has no classifier, no float32 parameters or no finite logits, the crop is not
         uint8 of shape (H, W, 3), or there is no such class.
     """
-    if net.features_only:
+    if not isinstance(net, ResNeSt):
         raise InputError(f"{net.variant.name} was made with features_only=True and has no "
                          "classes to explain: make it without")
     if np.dtype(net.fc.weight.dtype) != np.float32:

@@ -1,6 +1,7 @@
 """The networks, their table of variants, and their weights."""
 
-from gluon_resnest.models.resnest import Bottleneck, ResNeSt
+from gluon_resnest.models.bottleneck import Bottleneck
+from gluon_resnest.models.resnest import ResNeSt, ResNeStFeatures
 from gluon_resnest.models.variants import VARIANTS, Variant, check_input_size, find_variant
 from gluon_resnest.models.weights.files import load_weights, save_weights
 from gluon_resnest.models.zoo import get_model, list_models
@@ -9,6 +10,7 @@ __all__ = [
     "VARIANTS",
     "Bottleneck",
     "ResNeSt",
+    "ResNeStFeatures",
     "Variant",
     "check_input_size",
     "find_variant",

@@ -10,7 +10,7 @@ import numpy as np
 from gluon_resnest.errors import InputError
 
 if TYPE_CHECKING:
-    from gluon_resnest.models.resnest import ResNeSt
+    from gluon_resnest.models.resnest import ResNeStFeatures
 
 
 def least_size(output_stride: int) -> int:
@@ -55,7 +55,7 @@ def refuse_float16_on_cpu(x: Any) -> None:
                          "net.cast('float32') to run it here; saving and exporting work")
 
 
-def input_fault(net: ResNeSt, x: Any) -> str | None:
+def input_fault(net: ResNeStFeatures, x: Any) -> str | None:
     """What is wrong with an input that MXNet has refused, and the remedy; None if it is not known.
 
     Asked after the failure, so that a forward pass costs no more. Right is an array (N,

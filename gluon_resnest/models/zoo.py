@@ -9,13 +9,13 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnest.errors import InputError
-from gluon_resnest.models.resnest import ResNeSt
+from gluon_resnest.models.resnest import ResNeSt, ResNeStFeatures
 from gluon_resnest.models.variants import VARIANTS, Variant, find_variant
 from gluon_resnest.models.weights.files import classes_in, load_arrays, read_params
 from gluon_resnest.models.weights.store import published_weights
 
 # Keywords of the network itself; all others replace fields of the variant.
-_NETWORK_KEYWORDS = ("features_only", "last_gamma", "norm_layer", "norm_kwargs", "prefix", "params")
+_NETWORK_KEYWORDS = ("last_gamma", "norm_layer", "norm_kwargs", "prefix", "params")
 
 
 def list_models() -> list[str]:
@@ -29,8 +29,9 @@ def get_model(
     classes: int = 1000,
     ctx: mx.Context | list[mx.Context] | None = None,
     root: str | Path | None = None,
+    features_only: bool = False,
     **kwargs: Any,
-) -> ResNeSt:
+) -> ResNeStFeatures:
     """Make a network by name.
 
     Parameters
@@ -52,18 +53,21 @@ def get_model(
         Where to put pretrained weights; the CPU by default.
     root
         Folder of downloaded weights; ``~/.mxnet/models`` by default.
+    features_only
+        Leave the classifier out, for detectors and segmenters.
     **kwargs
-        Of the network (``features_only``, ``last_gamma``, ``norm_layer``, ``norm_kwargs``,
-        ``prefix``) or fields of its :class:`~gluon_resnest.models.variants.Variant`
-        (``in_channels=1``, ``output_stride=8``, ``final_drop=0.1``). Besides, as GluonCV has
-        them: ``dilated=True`` is ``output_stride=8``, and ``use_global_stats=True`` freezes the
-        statistics of batch normalisation.
+        Of the network (``last_gamma``, ``norm_layer``, ``norm_kwargs``, ``prefix``) or fields of
+        its :class:`~gluon_resnest.models.variants.Variant` (``in_channels=1``,
+        ``output_stride=8``, ``final_drop=0.1``). Besides, as GluonCV has them: ``dilated=True``
+        is ``output_stride=8``, and ``use_global_stats=True`` freezes the statistics of batch
+        normalisation.
 
     Returns
     -------
     ResNeSt
-        Input (N, in_channels, H, W), output (N, classes), or with ``features_only`` the maps C2 to
-        C5.
+        Input (N, in_channels, H, W), output (N, classes).
+    ResNeStFeatures
+        With `features_only`: the same input, output the four maps C2 to C5.
 
     Raises
     ------
@@ -79,12 +83,13 @@ def get_model(
         network_kwargs["norm_kwargs"] = {**(network_kwargs.get("norm_kwargs") or {}),
                                          "use_global_stats": True}
     variant: Variant = find_variant(name, **kwargs)
-    net = ResNeSt(variant, classes=classes, **network_kwargs)
+    net = (ResNeStFeatures(variant, **network_kwargs) if features_only
+           else ResNeSt(variant, classes, **network_kwargs))
     if pretrained:
         path = published_weights(variant, root) if pretrained is True else Path(pretrained)
         arrays = read_params(path)
         # Fine-tuning and features want the rest of the network, whatever was classified before.
-        other_classifier = net.features_only or classes_in(arrays, path) != classes
+        other_classifier = features_only or classes_in(arrays, path) != classes
         load_arrays(net, arrays, path, ctx or mx.cpu(), reset_classifier=other_classifier,
                     adapt_input=True)
     return net
