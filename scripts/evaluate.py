@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Measure accuracy and calibration on a RecordIO file, each image counted once."""
+"""Measure accuracy, ROC AUC and calibration on a RecordIO file, each image counted once."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 
@@ -77,7 +78,9 @@ def main() -> None:
     for _, fault in sorted(loader.bad_records.items()):
         print(f"left out: {fault}", file=sys.stderr)
     if args.json:
-        print(json.dumps(figures, indent=2))
+        if not math.isfinite(result.loss):
+            figures["loss"] = None  # JSON has no NaN
+        print(json.dumps(figures, indent=2, allow_nan=False))
         return
     left_out = f" ({result.skipped} left out)" if result.skipped else ""
     print(f"{classifier.name} at {classifier.input_size} px on {result.images} images{left_out}: "

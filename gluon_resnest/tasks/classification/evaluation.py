@@ -130,6 +130,7 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (~(logits < of_label)).sum(axis=1) - 1
 
 
+@np.errstate(invalid="ignore")  # infinite logits give NaN, which the sums show
 def _sums(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Images, top-1 hits, top-5 hits and summed cross entropy of logits (N, K), labels (N,)."""
     ranks = label_ranks(logits, labels)
