@@ -14,7 +14,7 @@ RUN = .venv/bin/python
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo      train resnest14 on photographs of solar cells with two Horovod workers,'
+	@echo 'make demo      train a small ResNeSt with two Horovod workers to find defective solar cells,'
 	@echo '               evaluate it, export it, predict with the exported files (about 10 minutes)'
 	@echo 'make test      check style, then run all tests'
 	@echo 'make test-fast check style, then run the quick tests (under 4 minutes)'
@@ -63,21 +63,25 @@ demo/data/photos/split.json: demo/solar_cells.py | environment-demo
 demo/data/%.rec: demo/data/photos/split.json | environment-demo
 	$(RUN) scripts/pack_records.py demo/data/photos/$* demo/data/$* --quality 95 --overwrite
 
-# Small crops and few epochs want less regularization than the paper's 270 epochs on ImageNet; as
-# the paper does for its larger networks, the test size is larger than the training size.
+# A small network, so that there is time for 96 px: cracks are thin. Few epochs want less
+# regularization than the paper's 270 on ImageNet, and of two classes each weighs so much in the
+# gradient that the recipe's learning rate makes the loss swing. The test view is the whole cell
+# (--crop-ratio 1), larger than in training as the paper has it for its larger networks.
+# last.params, because best.params is the epoch that did best on the held-out cells.
 demo: demo/data/train.rec demo/data/val.rec | environment-demo
-	.venv/bin/horovodrun -np 2 $(RUN) train_imagenet.py --model resnest14 \
+	.venv/bin/horovodrun -np 2 $(RUN) train_imagenet.py --model resnest14_fast_2s1x32d \
 	    --rec-train demo/data/train.rec --rec-val demo/data/val.rec \
-	    --input-size 64 --test-size 80 --batch-size 16 --num-epochs 8 --warmup-epochs 1 \
-	    --no-mixup --no-auto-aug --label-smoothing 0 --color-jitter 0.2 --lighting 0 \
+	    --input-size 96 --test-size 112 --crop-ratio 1 --batch-size 16 \
+	    --num-epochs 6 --warmup-epochs 1 --base-lr 0.025 --eval-frequency 2 \
+	    --no-mixup --no-auto-aug --color-jitter 0.2 --lighting 0 \
 	    --save-dir demo/run --overwrite
-	$(RUN) scripts/evaluate.py --model resnest14 --params demo/run/best.params \
-	    --rec-val demo/data/val.rec --test-size 80
-	$(RUN) scripts/export_model.py --model resnest14 --params demo/run/best.params \
-	    --format symbol --images demo/data/val.rec --output demo/run/exported --test-size 80
-	$(RUN) scripts/predict.py --model demo/run/exported/resnest14-symbol.json \
-	    demo/data/photos/val/*/cell05[15]?.png
-	$(RUN) demo/picture.py demo/run demo/data/photos/val demo/run/demo.png
+	$(RUN) scripts/evaluate.py --model resnest14_fast_2s1x32d --params demo/run/last.params \
+	    --rec-val demo/data/val.rec --test-size 112 --crop-ratio 1
+	$(RUN) scripts/export_model.py --model resnest14_fast_2s1x32d --params demo/run/last.params \
+	    --format symbol --images demo/data/val.rec --output demo/run/exported \
+	    --test-size 112 --crop-ratio 1
+	$(RUN) scripts/predict.py --model demo/run/exported demo/data/photos/val/*/cell0[37]1?.png
+	$(RUN) demo/picture.py demo/run demo/data/photos demo/run/demo.png
 
 clean:
 	rm -rf .venv demo/data demo/run build *.egg-info .pytest_cache .ruff_cache
