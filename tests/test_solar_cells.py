@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 from conftest import randomize
-from gluon_resnest.data.image_files import read_image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import gluon_resnest
 from gluon_resnest.classifier import load_classifier
+from gluon_resnest.data.images.image_files import read_image
 from gluon_resnest.models import save_weights
 from tests.conftest import ROOT, run_process
 
