@@ -94,6 +94,12 @@ def not_negative(text: str) -> int:
     return _whole_number(text, 0)
 
 
+def path_text(text: str) -> str:
+    """Argument type: a path as it was given, for settings that hold text."""
+    path(text)
+    return text
+
+
 def _whole_number(text: str, least: int) -> int:
     try:
         value = int(text)
@@ -170,24 +176,6 @@ def add_batch_flags(group, batch_size: int | None, batch_help: str) -> None:
     group.add_argument("--batch-size", type=positive, default=batch_size, metavar="N",
                        help=batch_help)
     group.add_argument("--no-cuda", action="store_true", help="use the CPU even if there is a GPU")
-
-
-def add_augmentation_flags(group) -> None:
-    """Strengths of the augmentation: train_imagenet.py and show_augmentation.py."""
-    add_switch(group, "auto-aug", "auto_aug",
-               "AutoAugment's ImageNet policy (recipe: so; --no-auto-aug)", aliases=("--auto_aug",))
-    group.add_argument("--color-jitter", type=float, metavar="S",
-                       help="brightness, contrast and saturation (recipe: 0.4)")
-    group.add_argument("--lighting", type=float, metavar="S",
-                       help="standard deviation of the PCA lighting (recipe: 0.1)")
-
-
-def add_mixup_flags(group) -> None:
-    """How mixup draws its weights: the same two tools."""
-    group.add_argument("--mixup-alpha", type=float, metavar="A",
-                       help="lambda is drawn from Beta(A, A) (recipe: 0.2)")
-    group.add_argument("--mixup-lambda", choices=["sample", "batch"],
-                       help="one lambda a sample, or one a batch (recipe: sample)")
 
 
 def add_skip_flag(group) -> None:

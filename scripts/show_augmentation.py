@@ -21,6 +21,7 @@ from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.drawing import contact_page, contact_sheet
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import list_models
+from gluon_resnest.settings import add_settings
 from gluon_resnest.tasks.classification.mixup import draw_lambdas
 from gluon_resnest.tasks.classification.recipe import Recipe, recipe_of
 
@@ -59,13 +60,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     recipe.add_argument("--model", default="resnest50", metavar="NAME",
                         help=f"whose recipe: one of {', '.join(list_models())} "
                              "(default: resnest50)")
-    recipe.add_argument("--input-size", type=command_line.positive, dest="train_size",
-                        metavar="PX", help="training crop (default: the recipe's)")
-    recipe.add_argument("--seed", type=int, metavar="N", help="of everything random (recipe: 0)")
-    command_line.add_augmentation_flags(recipe)
+    add_settings(recipe, Recipe, "train_size", "seed", "auto_aug", "color_jitter", "lighting",
+                 "mixup_alpha", "mixup_lambda", defaults=False)
     command_line.add_switch(recipe, "mixup", "mixup",
                             "show the samples mixed too, as if they were a batch (default: not)")
-    command_line.add_mixup_flags(recipe)
     return parser.parse_args(arguments)
 
 

@@ -97,7 +97,7 @@ def test_dry_run_prints_the_recipe_and_the_accuracy():
 def test_flags_override_a_recipe():
     recipe = resolve("--recipe resnet-d-50 --mixup --auto-aug --batch-size 32", classes=10)
     assert (recipe.mixup_alpha, recipe.auto_aug, recipe.batch_size) == (0.2, True, 32)
-    assert published(recipe)["overridden"] == ["classes", "batch_size", "mixup_alpha", "auto_aug"]
+    assert published(recipe)["overridden"] == ["classes", "mixup_alpha", "auto_aug", "batch_size"]
     assert resolve("--recipe resnest-50 --no-mixup").mixup_alpha == 0
     assert resolve("--recipe resnet-d-50 --mixup --mixup-alpha 0.4").mixup_alpha == 0.4
 

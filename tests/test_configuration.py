@@ -124,7 +124,7 @@ def test_a_missing_file(tmp_path):
     ({"ema": 1.0}, "--ema 1.0 is too large"), ({"accumulate": 0}, "--accumulate 0"),
     ({"accumulate": 65, "batch_size": 64}, "--accumulate 65 is more than the --batch-size 64"),
     ({"clip_norm": -1}, "--clip-norm -1"), ({"temperature": 0}, "--temperature 0 must be above"),
-    ({"hard_weight": 1.5}, "--hard-weight 1.5 must be at most 1"),
+    ({"hard_weight": 1.5}, "--hard-weight 1.5 is too large: give at most 1"),
     ({"batch_size": 10**7}, "--batch-size 10000000 is too large: give at most 1,000,000"),
     ({"batch_size": 10**5}, "arrays of more than 2,147,483,647 numbers, which MXNet cannot"),
     ({"train_size": 10**5}, "--input-size 100000 is too large: give at most 8192"),
@@ -159,7 +159,7 @@ def test_differences_are_named_by_their_flags():
     now, then = recipe_of("resnest14", epochs=5, warmup_epochs=1), recipe_of("resnest14")
     assert now.differences(now.as_dict()) == []
     assert now.differences(then.as_dict()) == [
-        "--num-epochs 270 (now 5)", "--warmup-epochs 5 (now 1)"]
+        "--warmup-epochs 5 (now 1)", "--num-epochs 270 (now 5)"]
     older = {name: value for name, value in now.as_dict().items() if name != "ema"}
     assert now.differences(older) == []  # of a version that had no moving average
     assert recipe_of("resnest14", epochs=5, warmup_epochs=1, ema=0.9).differences(older) == [

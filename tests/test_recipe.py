@@ -75,8 +75,8 @@ def test_schedule_by_its_formula():
 def test_defaults_are_the_papers():
     recipe = recipe_of("resnest50")
     assert recipe == Recipe(
-        "resnest50", epochs=270, base_lr=0.1, warmup_epochs=5, warmup_lr=0, momentum=0.9, wd=1e-4,
-        wd_all=False, last_gamma=True, label_smoothing=0.1, smoothing_rule="paper",
+        model="resnest50", epochs=270, base_lr=0.1, warmup_epochs=5, warmup_lr=0, momentum=0.9,
+        wd=1e-4, wd_all=False, last_gamma=True, label_smoothing=0.1, smoothing_rule="paper",
         mixup_alpha=0.2, mixup_lambda="sample", auto_aug=True, color_jitter=0.4, lighting=0.1,
         dropblock_prob=0.1)
     assert recipe_of("resnest14").dropblock_prob == 0

@@ -17,8 +17,6 @@ from gluon_resnest.training.step_sums import StepSums
 from gluon_resnest.training.updater import Arrays, Updater
 from gluon_resnest.workers import SharedFault, Workers
 
-NAN_POLICIES = ("abort", "skip", "rollback")
-
 # In a row; more are no accident.
 MOST_SKIPS = 10
 # In all: each costs what was trained since the checkpoint.
@@ -38,7 +36,7 @@ class NonFinite:
     Parameters
     ----------
     policy
-        One of :data:`NAN_POLICIES`.
+        One of :data:`~.options.NAN_POLICIES`.
     updater, arrays, workers, saver
         Of the run.
     warn

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from gluon_resnest.data.loading.sampling import steps_per_epoch
+from gluon_resnest import command_line
+from gluon_resnest.data.loading.sampling import SHARDINGS, steps_per_epoch
 from gluon_resnest.errors import InputError
 from gluon_resnest.models import Variant, check_input_size, find_variant
-from gluon_resnest.plain_text import shortened
+from gluon_resnest.settings import check_bounds, setting
+from gluon_resnest.training.options import TrainingRecipe
 from gluon_resnest.training.schedules import Schedule, linear_scaling_rule
 
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
+# Far above anything useful, and low enough that nothing overflows or takes for ever.
+_MOST = 1_000_000
+_MOST_ELEMENTS = 2**31 - 1  # of an array, in MXNet's wheels
+
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(TrainingRecipe):
     """Everything that a run's result depends on, but for its data and its number of workers.
 
     The defaults are the paper's ("Training Strategy" and "Image Classification Results"); those
@@ -27,104 +32,116 @@ class Recipe:
     ----------
     recipe
         Row of the paper's ablation study that it started from (:mod:`.ablation`).
-    batch_size
-        Images a worker and step. The global batch is this times the number of workers.
-    base_lr
-        Learning rate for 256 images; the peak follows by the linear scaling rule.
-    lr
-        Learning rate a worker, as GluonCV's and Horovod's scripts have it: the peak is this times
-        the number of workers. Replaces the rule if it is given.
+    base_lr, lr
+        Learning rate for 256 images; the peak follows by the linear scaling rule. Or, in its
+        place, the learning rate a worker, as GluonCV's and Horovod's scripts have it.
     wd, wd_all
         Weight decay, of convolution and dense weights only unless `wd_all`.
     last_gamma
         Start the last batch normalisation of each block at gamma = 0.
-    label_smoothing, smoothing_rule
-        Epsilon; ``"paper"`` spreads it over the other K - 1 classes, ``"gluoncv"`` over all K.
-    mixup_alpha, mixup_lambda, mixup_off_epoch
+    smoothing_rule
+        ``"paper"`` spreads epsilon over the other K - 1 classes, ``"gluoncv"`` over all K.
+    mixup_alpha, mixup_lambda
         Beta(alpha, alpha) of mixup, 0 for none; lambda drawn for each ``"sample"`` (paper) or each
-        ``"batch"`` (GluonCV's script); number of last epochs without mixup.
-    final_drop, dropblock_prob
-        Dropout before the classifier; share that DropBlock drops in the last two stages at the
-        end of training, rising linearly from 0.
-    auto_aug, color_jitter, lighting
-        AutoAugment's ImageNet policy; strengths of the jitter and of the PCA lighting.
+        ``"batch"`` (GluonCV's script).
     sharding
         ``"fixed"`` (paper): a worker reads its own even part of the data and never another;
         ``"global"``: each epoch's order is dealt anew to all workers.
-    ema
-        Decay of the moving average of the weights that is evaluated beside them; 0 for none.
-    accumulate
-        Parts in which a worker computes a batch, for batches that do not fit its memory.
-    clip_norm
-        Largest norm of the gradient of the global batch; 0 for any.
-    fp16_allreduce, amp
-        Send gradients as float16; compute in float16 where that is safe (GPUs only).
-    teacher, teacher_params, temperature, hard_weight
-        Model to learn from beside the labels, its weights (None: the published ones), the
-        softening of its answers, and the share of the labels, as in GluonCV's script.
+    teacher, teacher_params
+        Model to learn from beside the labels, and its weights (None: the published ones).
     """
 
-    model: str
+    model: str = ""
     recipe: str | None = None
-    classes: int = 1000
-    train_size: int = 224
-    test_size: int = 224
-    crop_ratio: float = 0.875
-    batch_size: int = 128
-    epochs: int = 270
-    base_lr: float = 0.1
-    lr: float | None = None
-    warmup_epochs: int = 5
-    warmup_lr: float = 0.0
-    momentum: float = 0.9
-    wd: float = 1e-4
-    wd_all: bool = False
-    last_gamma: bool = True
-    label_smoothing: float = 0.1
-    smoothing_rule: str = "paper"
-    mixup_alpha: float = 0.2
-    mixup_lambda: str = "sample"
-    mixup_off_epoch: int = 0
-    final_drop: float = 0.0
-    dropblock_prob: float = 0.0
-    auto_aug: bool = True
-    color_jitter: float = 0.4
-    lighting: float = 0.1
-    sharding: str = "fixed"
-    ema: float = 0.0
-    accumulate: int = 1
-    clip_norm: float = 0.0
-    fp16_allreduce: bool = False
-    amp: bool = False
-    teacher: str | None = None
-    teacher_params: str | None = None
-    temperature: float = 20.0
-    hard_weight: float = 0.5
-    seed: int = 0
+    classes: int = setting(1000, least=2, most=_MOST)
+    train_size: int = setting(
+        224, "training crop (default: the recipe's)", group="data", flags=("--input-size",),
+        metavar="PX", type=command_line.positive)
+    test_size: int = setting(
+        224, "validation crop (default: --input-size if given, or the recipe's)", group="data",
+        metavar="PX", type=command_line.positive)
+    crop_ratio: float = setting(
+        0.875, "validation crop over the resized short side (recipe: 0.875)", group="data",
+        metavar="R", type=command_line.ratio)
+    base_lr: float = setting(
+        0.1, "learning rate for 256 images; the peak is this times the global batch / 256 "
+             "(recipe: 0.1)", group="optimizer", metavar="LR", least=0, most=1e30)
+    lr: float | None = setting(
+        None, "instead: learning rate a worker; the peak is this times the number of workers, as "
+              "in GluonCV's and Horovod's scripts", group="optimizer", metavar="LR", least=0,
+        most=1e30)
+    warmup_epochs: int = setting(
+        5, "epochs of linear warm-up (recipe: 5)", group="optimizer", metavar="N", least=0,
+        most=_MOST)
+    warmup_lr: float = setting(
+        0.0, "learning rate that the warm-up starts from (recipe: 0)", group="optimizer",
+        metavar="LR", least=0, most=1e30)
+    momentum: float = setting(
+        0.9, "of Nesterov's accelerated gradient (recipe: 0.9)", group="optimizer", metavar="M",
+        least=0, below=1)
+    wd: float = setting(
+        1e-4, "weight decay (recipe: 1e-4)", group="optimizer", metavar="W", least=0, most=1e6)
+    wd_all: bool = setting(
+        False, "decay biases, gamma and beta too", group="optimizer",
+        off=("--no-wd", "no decay of biases, gamma and beta (recipe: so)"))
+    last_gamma: bool = setting(
+        True, "start each block's last BN at gamma = 0 (recipe: so; --no-last-gamma)",
+        group="regularization", off="--no-last-gamma")
+    label_smoothing: float = setting(
+        0.1, "epsilon, 0 for none (recipe: 0.1)", group="regularization", metavar="EPS", const=0.1,
+        least=0, below=1)
+    smoothing_rule: str = setting(
+        "paper", "spread epsilon over the other K - 1 classes, or over all K (recipe: paper)",
+        group="regularization", choices=("paper", "gluoncv"))
+    mixup_alpha: float = setting(
+        0.2, "lambda is drawn from Beta(A, A) (recipe: 0.2)", group="regularization", metavar="A",
+        least=0, most=1e6)
+    mixup_lambda: str = setting(
+        "sample", "one lambda a sample, or one a batch (recipe: sample)", group="regularization",
+        choices=("sample", "batch"))
+    mixup_off_epoch: int = setting(
+        0, "no mixup in the last N epochs (recipe: 0)", group="regularization", metavar="N",
+        least=0, most=_MOST)
+    final_drop: float = setting(
+        0.0, "dropout before the classifier (recipe: 0.2 for 200 and 269)",
+        group="regularization", metavar="P", least=0, below=1)
+    dropblock_prob: float = setting(
+        0.0, "share that DropBlock drops in the last two stages at the end, rising from 0 "
+             "(recipe: 0.1, but 0 for resnest14)", group="regularization", metavar="P", least=0,
+        below=1)
+    auto_aug: bool = setting(
+        True, "AutoAugment's ImageNet policy (recipe: so; --no-auto-aug)", group="regularization",
+        flags=("--auto-aug", "--auto_aug"), off="--no-auto-aug")
+    color_jitter: float = setting(
+        0.4, "brightness, contrast and saturation (recipe: 0.4)", group="regularization",
+        metavar="S", least=0, most=1e3)
+    lighting: float = setting(
+        0.1, "standard deviation of the PCA lighting (recipe: 0.1)", group="regularization",
+        metavar="S", least=0, most=1e3)
+    sharding: str = setting(
+        "fixed", "fixed: a worker reads its own part of the data and never another; global: each "
+                 "epoch is dealt anew to all, in an order that does not depend on their number "
+                 "(recipe: fixed)", group="data", choices=SHARDINGS)
+    teacher: str | None = setting(
+        None, "learn from this model's answers too (recipe: none)", group="distillation",
+        metavar="NAME")
+    teacher_params: str | None = setting(
+        None, "its weights (default: the published ones)", group="distillation", metavar="FILE",
+        type=command_line.path_text)
+    temperature: float = setting(
+        20.0, "softens its answers (recipe: 20)", group="distillation", metavar="T", most=1e6)
+    hard_weight: float = setting(
+        0.5, "share of the labels in the loss, 0 to 1 (recipe: 0.5)", group="distillation",
+        metavar="W", least=0, most=1)
 
     def __post_init__(self) -> None:
         check_input_size(self.train_size, "--input-size")
         check_input_size(self.test_size, "--test-size")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not (value >= least and math.isfinite(value)):
-                raise InputError(f"{flag_of(name)} {value} must be a number of at least {least}")
+        check_bounds(self)
         if not 0 < self.crop_ratio <= 1:
             raise InputError(f"--crop-ratio {self.crop_ratio} must be above 0 and at most 1")
-        for name, most in _BELOW.items():
-            if getattr(self, name) >= most:
-                raise InputError(
-                    f"{flag_of(name)} {getattr(self, name)} is too large: give less than {most}"
-                )
-        for name, most in _MOST.items():
-            value = getattr(self, name)
-            if value is not None and value > most:
-                raise InputError(f"{flag_of(name)} {shortened(value)} is too large: give at most "
-                                 f"{most:,}")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise InputError(f"--temperature {self.temperature} must be above 0")
-        if self.hard_weight > 1:
-            raise InputError(f"--hard-weight {self.hard_weight} must be at most 1")
         if self.accumulate > self.batch_size:
             raise InputError(f"--accumulate {self.accumulate} is more than the --batch-size "
                              f"{self.batch_size} that it divides")
@@ -166,39 +183,6 @@ class Recipe:
             warmup_lr=self.warmup_lr,
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """The settings in which the recipe that was `saved` by :meth:`as_dict` is another one.
-
-        As ``--flag then (now ...)``. What a recipe of an older version lacks was as by default.
-        """
-        defaults = {field.name: field.default for field in fields(self)}
-        return [f"{flag_of(name)} {shortened(saved.get(name, defaults[name]))} (now {now})"
-                for name, now in self.as_dict().items()
-                if saved.get(name, defaults[name]) != now]
-
-
-_LEAST = {"classes": 2, "batch_size": 1, "epochs": 1, "base_lr": 0, "lr": 0, "warmup_epochs": 0,
-          "warmup_lr": 0, "momentum": 0, "wd": 0, "label_smoothing": 0, "mixup_alpha": 0,
-          "mixup_off_epoch": 0, "final_drop": 0, "dropblock_prob": 0, "color_jitter": 0,
-          "lighting": 0, "seed": 0, "ema": 0, "accumulate": 1, "clip_norm": 0, "hard_weight": 0}
-_BELOW = {"momentum": 1, "label_smoothing": 1, "final_drop": 1, "dropblock_prob": 1, "ema": 1}
-# Far above anything useful, and low enough that nothing overflows or takes for ever.
-_MOST = {"classes": 1_000_000, "batch_size": 1_000_000, "epochs": 1_000_000,
-         "warmup_epochs": 1_000_000, "mixup_off_epoch": 1_000_000, "accumulate": 1_000_000,
-         "seed": 2**63 - 1, "base_lr": 1e30, "lr": 1e30, "warmup_lr": 1e30, "wd": 1e6,
-         "clip_norm": 1e30, "temperature": 1e6, "mixup_alpha": 1e6, "color_jitter": 1e3,
-         "lighting": 1e3}
-_MOST_ELEMENTS = 2**31 - 1  # of an array, in MXNet's wheels
-
-
-def flag_of(field: str) -> str:
-    """The command line's flag that sets `field`."""
-    return {"epochs": "--num-epochs", "train_size": "--input-size"}.get(
-        field, f"--{field.replace('_', '-')}")
-
 
 def recipe_of(model: str, **overrides: Any) -> Recipe:
     """The paper's recipe for `model`, with the `overrides` that are not None.
@@ -218,7 +202,7 @@ def recipe_of(model: str, **overrides: Any) -> Recipe:
     if given.get("train_size", variant.train_size) != variant.train_size:
         given.setdefault("test_size", given["train_size"])
     own = Recipe(
-        variant.name,
+        model=variant.name,
         train_size=variant.train_size,
         test_size=variant.test_size,
         batch_size=variant.batch_size,

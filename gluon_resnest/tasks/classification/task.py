@@ -11,6 +11,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from gluon_resnest import command_line
 from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.data.class_names import check_class_names
 from gluon_resnest.data.loading.loader import EvaluationLoader, TrainLoader
@@ -23,6 +24,7 @@ from gluon_resnest.layers import scheduled_drop_prob, set_drop_prob, without_dro
 from gluon_resnest.models import ResNeSt, get_model
 from gluon_resnest.planning.cost import summary as cost_of
 from gluon_resnest.runs import run_directory as files
+from gluon_resnest.settings import setting
 from gluon_resnest.tasks.classification.ablation import published
 from gluon_resnest.tasks.classification.distillation import DistillationLoss, teacher_network
 from gluon_resnest.tasks.classification.evaluation import ClassificationEvaluator
@@ -44,16 +46,33 @@ class Source:
     Nothing here changes the result, but for the records themselves and `pretrained`.
     """
 
-    rec_train: Path
-    rec_train_idx: Path | None = None
-    rec_val: Path | None = None
-    rec_val_idx: Path | None = None
+    rec_train: Path = setting(
+        help="training images, made by scripts/pack_records.py or im2rec", group="data",
+        metavar="FILE", type=command_line.path)
+    rec_train_idx: Path | None = setting(
+        None, "its index (default: the .idx beside it)", group="data", metavar="FILE",
+        type=command_line.path)
+    rec_val: Path | None = setting(
+        None, "validation images", group="data", metavar="FILE", type=command_line.path)
+    rec_val_idx: Path | None = setting(
+        None, "its index (default: the .idx beside it)", group="data", metavar="FILE",
+        type=command_line.path)
     pretrained: bool | Path = False
-    data_nthreads: int | None = None
-    data_timeout: float = DEFAULT_PATIENCE
-    max_bad_records: float = DEFAULT_SHARE
-    skip_bad_records: bool = False
-    no_cuda: bool = False
+    data_nthreads: int | None = setting(
+        None, "threads that decode images (default: one a core of this worker)", group="run",
+        metavar="N", type=command_line.threads)
+    data_timeout: float = setting(
+        int(DEFAULT_PATIENCE), "stop when a thread has been at one image for longer, as on a disk "
+        "that hangs (default: %(default)s)", group="data", metavar="SECONDS",
+        type=command_line.positive)
+    max_bad_records: float = setting(
+        DEFAULT_SHARE, "stop when more of the training records are bad; until then others replace "
+        "them and bad_records.jsonl lists them (default: %(default)s)", group="data",
+        metavar="SHARE", type=command_line.share)
+    skip_bad_records: bool = setting(
+        False, "leave validation images that cannot be used out of the accuracy, and count them "
+        "(default: refuse)", group="data")
+    no_cuda: bool = setting(False, "use the CPU even if there is a GPU", group="run")
 
 
 class ClassificationTask(Task[Batch]):
