@@ -16,7 +16,7 @@ from benchmarks.pipeline_peers import PipelineCase
 from gluon_resnest.data.augment.random_streams import sample_generator
 from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.data.images.decoding import decode
-from gluon_resnest.data.loading.loader import EvaluationLoader, TrainLoader
+from gluon_resnest.data.loading.labelled_images import EvaluationLoader, TrainLoader
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.progress_bar import progress_bar
 

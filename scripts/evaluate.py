@@ -11,7 +11,7 @@ import time
 from gluon_resnest import command_line
 from gluon_resnest.classifier import load_classifier
 from gluon_resnest.data.class_names import check_class_names
-from gluon_resnest.data.loading.loader import EvaluationLoader
+from gluon_resnest.data.loading.labelled_images import EvaluationLoader
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.drawing.calibration_picture import draw_calibration
 from gluon_resnest.drawing.confusion_picture import draw_confusion

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
-from gluon_resnest.data.loading.loader import EvaluationLoader, TrainLoader
+from gluon_resnest.data.loading.labelled_images import EvaluationLoader, TrainLoader
 from gluon_resnest.data.loading.sampling import Leg
 from gluon_resnest.data.records.bad_records import BadRecords
 from gluon_resnest.data.records.record_file import RecordFile
@@ -162,7 +162,7 @@ def test_memory_does_not_grow(faulty: Path) -> None:
     """Resident memory of a process after 5 and after 20 epochs, with all augmentation."""
     program = f"""
 import gluon_resnest
-from gluon_resnest.data.loading.loader import TrainLoader
+from gluon_resnest.data.loading.labelled_images import TrainLoader
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.data.augment.transforms import TrainTransform
 

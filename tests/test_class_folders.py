@@ -11,7 +11,7 @@ from conftest import run_tool
 
 from gluon_resnest.data.augment.transforms import EvaluationTransform
 from gluon_resnest.data.class_names import check_class_names
-from gluon_resnest.data.loading.loader import EvaluationLoader
+from gluon_resnest.data.loading.labelled_images import EvaluationLoader
 from gluon_resnest.data.records.packing import PackOptions, pack
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError

@@ -21,7 +21,7 @@ from gluon_resnest.data.augment.crops import Box
 from gluon_resnest.data.augment.operations import Operation
 from gluon_resnest.data.augment.random_streams import sample_generator
 from gluon_resnest.data.augment.transforms import TrainTransform, TrainView
-from gluon_resnest.data.loading.loader import TrainLoader
+from gluon_resnest.data.loading.labelled_images import TrainLoader
 from gluon_resnest.data.loading.sampling import Sampling
 from gluon_resnest.data.records.packing import PackOptions, pack
 from gluon_resnest.data.records.record_file import RecordFile

@@ -20,7 +20,7 @@ import gluon_resnest
 from gluon_resnest.data.augment.transforms import EvaluationTransform
 from gluon_resnest.data.images.decoding import check_header, decode
 from gluon_resnest.data.images.image_files import find_images, read_image
-from gluon_resnest.data.loading.loader import EvaluationLoader
+from gluon_resnest.data.loading.labelled_images import EvaluationLoader
 from gluon_resnest.data.records.packing import PackOptions, pack
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.data.records.verification import verify

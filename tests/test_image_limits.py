@@ -16,7 +16,7 @@ from PIL import Image
 from gluon_resnest.data.augment.transforms import TrainTransform
 from gluon_resnest.data.images.decoding import check_header, decode
 from gluon_resnest.data.images.image_limits import MOST_PIXELS
-from gluon_resnest.data.loading.loader import TrainLoader
+from gluon_resnest.data.loading.labelled_images import TrainLoader
 from gluon_resnest.data.records.packing import write_record
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError

@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_images
 from gluon_resnest.data.augment.random_streams import sample_generator
 from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.data.class_names import check_classes
-from gluon_resnest.data.loading.loader import EvaluationLoader, TrainLoader
+from gluon_resnest.data.loading.labelled_images import EvaluationLoader, TrainLoader
 from gluon_resnest.data.loading.position import Position
 from gluon_resnest.data.loading.sampling import Sampling
 from gluon_resnest.data.records.packing import PackOptions, pack

@@ -1,123 +1,143 @@
-"""Batches of a record file for training and for evaluation, as uint8 NumPy arrays."""
+"""Batches for training and for evaluation, as NumPy arrays by name, of any kind of sample."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from gluon_resnest import runtime
 from gluon_resnest.data.augment.random_streams import Stream, below, sample_generator
-from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
-from gluon_resnest.data.class_names import check_classes, check_evaluated_classes
-from gluon_resnest.data.images.decoding import decode
 from gluon_resnest.data.loading.prefetch import (
     DEFAULT_PATIENCE,
-    Batch,
+    Arrays,
     BatchMemory,
+    Field,
+    Fields,
     PreparedBatches,
 )
 from gluon_resnest.data.loading.sampling import Leg, Sampling, evaluation_batches
-from gluon_resnest.data.records.bad_records import DEFAULT_SHARE, BadRecords
-from gluon_resnest.data.records.index import named_gaps
-from gluon_resnest.data.records.record_file import BadRecord, RecordFile
-from gluon_resnest.data.records.recordio import is_class
+from gluon_resnest.data.records.bad_records import BadRecords
+from gluon_resnest.data.records.record_file import BadRecord
 from gluon_resnest.errors import InputError
 
 # Two batches hide the time between a batch's first and last sample; more only cost memory.
 BATCHES_AHEAD = 2
 
 _REPLACEMENTS = 100  # looked at before giving up
+_KEPT = "kept"  # the field that says which samples an evaluation does not leave out
 
-_LEFT_OUT = -1  # label of an image that evaluation skips
+Batch = TypeVar("Batch")
 
 
-def loader_threads() -> int:
+class Samples(Protocol):
+    """Where samples come from, and what they become in a batch.
+
+    Attributes
+    ----------
+    path
+        Of the data, for errors.
+    fields
+        Arrays of a batch by name: shape of one sample's part, and dtype.
+    batch
+        Makes a batch of the arrays: a named tuple with these names.
+    """
+
+    path: Path
+    fields: Fields
+    batch: Callable[..., Any]
+
+    def __len__(self) -> int: ...
+
+    def read(self, position: int) -> Any:
+        """What is stored there.
+
+        Raises
+        ------
+        BadRecord
+            It is damaged; another one may take its place.
+        InputError
+            It cannot be used in this run.
+        """
+
+    def write(self, stored: Any, position: int, part: Arrays, rng: random.Random | None) -> None:
+        """Write what was read to its part of a batch; `rng` draws its augmentation in training."""
+
+
+def default_sample_threads() -> int:
     """This process's share of the host's usable cores, at least 1."""
     return max(1, runtime.usable_cores() // runtime.launched_local_size())
 
 
-class TrainLoader:
-    """Augmented batches of a worker's part of a record file.
+class SampleLoader(Generic[Batch]):
+    """Augmented batches of a worker's part of the samples.
 
-    A record that cannot be used is replaced by another one of the file, which the seed, the epoch
-    and its position choose: the samples stay the same whatever the threads and the ranks.
+    A sample that cannot be used is replaced by another one, which the seed, the epoch and its
+    position choose: the samples stay the same whatever the threads and the ranks.
 
     Parameters
     ----------
-    records
-        Where the images are.
-    transform
-        Makes the pixels of a sample from a decoded image and a generator.
+    samples
+        Where they come from.
+    bad_records
+        Where those are noted that cannot be used.
     batch_size
-        Largest number of images in a batch; the batches of an epoch differ by one at most.
+        Largest number of samples in a batch; the batches of an epoch differ by one at most.
     rank, world
         The worker and the number of workers.
     seed
         With the epoch, decides the order and every sample's augmentation, whatever the threads.
-    classes
-        Number of classes: labels are 0 to `classes - 1`.
     threads
         Samples prepared at a time; by default this process's share of the cores.
     prefetch
         Batches prepared ahead.
     sharding
         ``"fixed"`` or ``"global"``: see :class:`~gluon_resnest.data.loading.sampling.Sampling`.
-    max_bad_records
-        Share of the records that may be bad before :class:`InputError` is raised.
     patience
         Seconds after which a thread that is still at the same sample counts as stuck.
 
     Attributes
     ----------
     sampling
-        The order of the records.
-    bad_records
-        Those that were replaced until now.
+        The order of the samples.
 
     Raises
     ------
     InputError
-        The class list beside the records has another number of classes, the file has too few
-        images for so many workers, or too much of it was cut off.
+        There are too few samples for so many workers.
     """
 
     def __init__(
         self,
-        records: RecordFile,
-        transform: TrainTransform,
+        samples: Samples,
+        bad_records: BadRecords,
         batch_size: int,
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
-        classes: int = 1000,
         threads: int | None = None,
         prefetch: int = BATCHES_AHEAD,
         sharding: str = "fixed",
-        max_bad_records: float = DEFAULT_SHARE,
         patience: float = DEFAULT_PATIENCE,
     ) -> None:
-        check_classes(records, classes)
-        self.records = records
-        self.transform = transform
-        self.batch_size = batch_size
-        self.rank, self.world = rank, world
+        self.samples, self.bad_records = samples, bad_records
+        self.batch_size, self.rank, self.world = batch_size, rank, world
         self.seed = seed
-        self.classes = classes
-        self.threads = threads or loader_threads()
+        self.threads = threads or default_sample_threads()
         self.prefetch = prefetch
         self.patience = patience
-        self.sampling = Sampling(len(records), seed, sharding)
-        self._steps = self.sampling.steps(batch_size, world)  # finds workers without images
-        self.bad_records = BadRecords(records, max_bad_records)
+        self.sampling = Sampling(len(samples), seed, sharding)
+        self._steps = self.sampling.steps(batch_size, world)  # finds workers without samples
         self._memory = BatchMemory()
 
     def __len__(self) -> int:
         """Steps in an epoch, the same for every worker."""
         return self._steps
 
-    def epoch(self, epoch: int, legs: Sequence[Leg] = ()) -> PreparedBatches:
+    def epoch(self, epoch: int, legs: Sequence[Leg] = ()) -> NamedBatches[Batch]:
         """Iterate over the batches of an epoch, which are being prepared from now on.
 
         Closing the iterator, or dropping it, ends its threads.
@@ -129,55 +149,69 @@ class TrainLoader:
         legs
             What of the epoch is behind: see :class:`~gluon_resnest.data.loading.position.Position`.
 
-        Yields
-        ------
-        images : numpy.ndarray
-            uint8 of shape (N, size, size, 3).
-        labels : numpy.ndarray
-            int64 of shape (N,).
-
         Raises
         ------
         InputError
-            From the iteration: a label is outside [0, classes), more records are bad than may
+            From the iteration: a sample cannot be used in this run, more records are bad than may
             be, or a thread hangs.
         """
         batches = self.sampling.batches(epoch, self.batch_size, self.rank, self.world, legs)
 
-        def make_sample(position: int, place: np.ndarray) -> int:
-            source, image, label = self._usable(epoch, position)
-            rng = sample_generator(self.seed, epoch, position)
-            with _named(self.records, source, image):
-                place[:] = self.transform(image, rng)
-            return label
+        def make_sample(position: int, part: Arrays) -> None:
+            source, stored = self._usable(epoch, position)
+            self.samples.write(stored, source, part, sample_generator(self.seed, epoch, position))
 
-        return PreparedBatches(batches, make_sample, _shape(self.transform.size), self.threads,
-                               self.prefetch, self._memory, self.patience)
+        return NamedBatches(self.samples.batch, PreparedBatches(
+            batches, make_sample, self.samples.fields, self.threads, self.prefetch, self._memory,
+            self.patience))
 
-    def _usable(self, epoch: int, position: int) -> tuple[int, np.ndarray, int]:
-        """Position, image and label of a record, or of the one that replaces it."""
+    def _usable(self, epoch: int, position: int) -> tuple[int, Any]:
+        """Position and content of a sample, or of the one that replaces it."""
         for candidate in self._candidates(epoch, position):
             if candidate in self.bad_records:
                 continue
             try:
-                return candidate, *_image_and_label(self.records, candidate, self.classes)
+                return candidate, self.samples.read(candidate)
             except BadRecord as fault:
                 self.bad_records.add(fault)
-        raise InputError(f"{_REPLACEMENTS} records of {self.records.path} in a row are bad: see "
+        raise InputError(f"{_REPLACEMENTS} records of {self.samples.path} in a row are bad: see "
                          "scripts/pack_records.py --verify")
 
     def _candidates(self, epoch: int, position: int) -> Iterator[int]:
         yield position
         rng = sample_generator(self.seed, epoch, position, Stream.REPLACEMENT)
         for _ in range(_REPLACEMENTS):
-            yield below(rng, len(self.records))
+            yield below(rng, len(self.samples))
 
 
-class EvaluationLoader:
-    """Batches of a worker's part of a record file, in order; every image once over all workers.
+class NamedBatches(Generic[Batch]):
+    """Prepared batches as named tuples."""
+
+    def __init__(self, batch: Callable[..., Batch], prepared: PreparedBatches) -> None:
+        self._batch, self._prepared = batch, prepared
+
+    def __iter__(self) -> NamedBatches[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._batch(**next(self._prepared))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._prepared.close()
+
+    def __enter__(self) -> NamedBatches[Batch]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class EvaluationSampleLoader(Generic[Batch]):
+    """Batches of a worker's part of the samples, in order; every one once over all workers.
 
     The last batch may be short, and a worker may have none. Parameters and errors as for
-    :class:`TrainLoader`, and:
+    :class:`SampleLoader`, and:
 
     Parameters
     ----------
@@ -188,32 +222,22 @@ class EvaluationLoader:
 
     def __init__(
         self,
-        records: RecordFile,
-        transform: EvaluationTransform,
+        samples: Samples,
         batch_size: int,
         rank: int = 0,
         world: int = 1,
-        classes: int = 1000,
         threads: int | None = None,
         prefetch: int = BATCHES_AHEAD,
         skip_bad_records: bool = False,
         patience: float = DEFAULT_PATIENCE,
     ) -> None:
-        check_evaluated_classes(records, classes)
-        if records.gaps and not skip_bad_records:
-            raise InputError(
-                f"{named_gaps(records.gaps)} of {records.path}, which has no index, may hold "
-                "records that are lost; copy the file and its .idx again, or do without "
-                "them with --skip-bad-records")
-        self.records = records
-        self.transform = transform
-        self.classes = classes
-        self.threads = threads or loader_threads()
+        self.samples = samples
+        self.threads = threads or default_sample_threads()
         self.prefetch = prefetch
         self.patience = patience
         self.skip_bad_records = skip_bad_records
         self.bad_records: dict[int, BadRecord] = {}
-        self._batches = evaluation_batches(len(records), batch_size, rank, world)
+        self._batches = evaluation_batches(len(samples), batch_size, rank, world)
         self._memory = BatchMemory()
 
     def __len__(self) -> int:
@@ -221,67 +245,26 @@ class EvaluationLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate once over (images, labels), shaped as :meth:`TrainLoader.epoch` gives them."""
+        """Iterate once over the batches."""
         self.bad_records.clear()
-        batches = PreparedBatches(
-            self._batches, self._make_sample, _shape(self.transform.size), self.threads,
-            self.prefetch, self._memory, self.patience)
-        with batches:
-            for batch in batches:
-                kept = batch.labels != _LEFT_OUT
-                yield batch if kept.all() else Batch(batch.images[kept], batch.labels[kept])
+        fields = {**self.samples.fields, _KEPT: Field((), np.bool_)}
+        prepared = PreparedBatches(self._batches, self._make_sample, fields, self.threads,
+                                   self.prefetch, self._memory, self.patience)
+        with prepared:
+            for arrays in prepared:
+                kept = arrays.pop(_KEPT)
+                if not kept.all():
+                    arrays = {name: array[kept] for name, array in arrays.items()}
+                yield self.samples.batch(**arrays)
 
-    def _make_sample(self, position: int, place: np.ndarray) -> int:
+    def _make_sample(self, position: int, part: Arrays) -> None:
         try:
-            image, label = _image_and_label(self.records, position, self.classes)
+            stored = self.samples.read(position)
         except BadRecord as fault:
             if not self.skip_bad_records:
                 raise InputError(f"{fault}; or leave it out with --skip-bad-records") from None
             self.bad_records[position] = fault.to_keep()
-            return _LEFT_OUT
-        with _named(self.records, position, image):
-            place[:] = self.transform(image)
-        return label
-
-
-def _shape(size: int) -> tuple[int, int, int]:
-    return size, size, 3
-
-
-def _image_and_label(
-    records: RecordFile, position: int, classes: int
-) -> tuple[np.ndarray, int]:
-    """Decoded image and class of a record.
-
-    Raises
-    ------
-    BadRecord
-        It is damaged, or its content is.
-    InputError
-        Its label is one of another number of classes.
-    """
-    record = records.read(position)
-    label = record.label
-    if not (is_class(label) and label < classes):
-        if is_class(label):  # of another number of classes; what else is no class, is damage
-            raise InputError(
-                f"record {record.key} of {records.path} has label {label:g}, which is no class of "
-                f"0 to {classes - 1}; pack the right labels, or give the number of classes with "
-                "--classes if there is no class list")
-        raise records.bad(position, f"has label {label:g}, which is no class")
-    try:
-        return decode(record.payload), int(label)
-    except InputError as error:
-        raise records.bad(position, f"is no image: {error}") from None
-
-
-@contextmanager
-def _named(records: RecordFile, position: int, image: np.ndarray) -> Iterator[None]:
-    """Say which image shows a bug, and keep the traceback below."""
-    try:
-        yield
-    except Exception as error:
-        raise RuntimeError(
-            f"record {records.key(position)} of {records.path}, an image of shape {image.shape}, "
-            "could not be transformed"
-        ) from error
+            part[_KEPT][...] = False
+            return
+        part[_KEPT][...] = True
+        self.samples.write(stored, position, part, None)

@@ -10,39 +10,34 @@ import queue
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Callable, NamedTuple
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Callable, NamedTuple
 
 import cv2
 import numpy as np
 
 from gluon_resnest.errors import InputError
 
-# Makes one sample: (record position, place for its pixels) -> label.
-MakeSample = Callable[[int, np.ndarray], int]
+
+class Field(NamedTuple):
+    """An array of a batch: shape of one sample's part, and dtype."""
+
+    shape: tuple[int, ...]
+    dtype: Any = np.uint8
+
+
+Fields = Mapping[str, Field]
+Arrays = Mapping[str, np.ndarray]
+
+# Makes one sample: (position, its part of each array of the batch), which it writes to.
+MakeSample = Callable[[int, Arrays], None]
 
 # How long a sample may take before its thread counts as stuck, seconds.
 DEFAULT_PATIENCE = 120.0
 
 _LOOK_EVERY = 1.0  # seconds between looks at the threads while a batch is waited for
 _ENDING = 5.0  # seconds that threads have to finish the sample they are at
-
-
-class Batch(NamedTuple):
-    """Images and labels of a step.
-
-    Attributes
-    ----------
-    images
-        uint8 of shape (N, height, width, channels), contiguous. Nobody else uses the memory as
-        long as this array or a part of it is in use.
-    labels
-        int64 of shape (N,).
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
 
 
 class WorkerError(InputError):
@@ -60,29 +55,28 @@ class BatchMemory:
     """
 
     def __init__(self) -> None:
-        self._free: list[bytearray] = []
+        self._free: dict[str, list[bytearray]] = defaultdict(list)
 
-    def array(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An uninitialised uint8 array."""
-        size = int(np.prod(shape))
-        fits = next((i for i, free in enumerate(self._free) if len(free) >= size), None)
+    def array(self, shape: tuple[int, ...], dtype: Any = np.uint8, name: str = "") -> np.ndarray:
+        """An uninitialised array; its memory goes back to the arrays of the same `name`."""
+        size, of_name = int(np.prod(shape)) * np.dtype(dtype).itemsize, self._free[name]
+        fits = next((i for i, free in enumerate(of_name) if len(free) >= size), None)
         if fits is None:
-            self._free.clear()  # what is too small now would be kept for nothing
-        memory = bytearray(size) if fits is None else self._free.pop(fits)
+            of_name.clear()  # what is too small now would be kept for nothing
+        memory = bytearray(size) if fits is None else of_name.pop(fits)
         # Parts of this array refer to it, not to the memory below: NumPy shortens chains of
         # views only as far as arrays go. So its end is the end of them all.
         owner = np.frombuffer(memory, dtype=np.uint8, count=size)
-        weakref.finalize(owner, self._free.append, memory).atexit = False
-        return owner.reshape(shape)
+        weakref.finalize(owner, of_name.append, memory).atexit = False
+        return owner.view(dtype).reshape(shape)
 
 
 class _PendingBatch:
     """A batch in the making."""
 
-    def __init__(self, positions: list[int], images: np.ndarray) -> None:
+    def __init__(self, positions: list[int], arrays: Arrays) -> None:
         self.positions = positions
-        self.images = images
-        self.labels = np.empty(len(positions), dtype=np.int64)
+        self.arrays = arrays
         self.faults: dict[int, BaseException] = {}
         self.done = threading.Event()
         self.unwanted = False
@@ -90,6 +84,10 @@ class _PendingBatch:
         self._lock = threading.Lock()
         if not positions:
             self.done.set()
+
+    def part(self, place: int) -> Arrays:
+        """Views of one sample; of a single number one has shape ()."""
+        return {name: array[place, ...] for name, array in self.arrays.items()}
 
     def finish_one(self) -> None:
         with self._lock:
@@ -119,7 +117,7 @@ class _Worker:
                 position = batch.positions[place]
                 self.busy = (position,)
                 try:
-                    batch.labels[place] = make_sample(position, batch.images[place])
+                    make_sample(position, batch.part(place))
                 except BaseException as fault:  # whatever it is, it is raised with its batch
                     batch.faults[place] = fault
                 self.busy = None
@@ -138,15 +136,15 @@ class PreparedBatches(Iterator):
     batches
         Record positions of each batch.
     make_sample
-        Called by the threads; writes the pixels of one sample and returns its label.
-    shape
-        (height, width, channels) of a sample.
+        Called by the threads; writes one sample to its part of each array.
+    fields
+        Arrays of a batch, by name.
     threads
         Samples made at a time.
     ahead
         Batches that are prepared beyond the one being used: the bound on the memory.
     memory
-        Where the pixels go; by default memory of its own.
+        Where the arrays are; by default memory of its own.
     patience
         Seconds of waiting for a batch after which a thread that is still at the same sample counts
         as stuck.
@@ -162,7 +160,7 @@ class PreparedBatches(Iterator):
         self,
         batches: Sequence[np.ndarray],
         make_sample: MakeSample,
-        shape: tuple[int, int, int],
+        fields: Fields,
         threads: int,
         ahead: int,
         memory: BatchMemory | None = None,
@@ -170,7 +168,7 @@ class PreparedBatches(Iterator):
     ) -> None:
         cv2.setNumThreads(0)  # OpenCV's own threads would fight ours for the cores
         self._remaining = iter(batches)
-        self._shape = shape
+        self._fields = fields
         self._memory = memory or BatchMemory()
         self._patience = patience
         self._tasks: queue.SimpleQueue = queue.SimpleQueue()
@@ -187,13 +185,15 @@ class PreparedBatches(Iterator):
         positions = next(self._remaining, None)
         if positions is None:
             return
-        images = self._memory.array((len(positions), *self._shape))
-        batch = _PendingBatch(positions.tolist(), images)
+        arrays = {name: self._memory.array((len(positions), *field.shape), field.dtype, name)
+                  for name, field in self._fields.items()}
+        batch = _PendingBatch(positions.tolist(), arrays)
         self._pending.append(batch)
         for place in range(len(batch.positions)):
             self._tasks.put((batch, place))
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> dict[str, np.ndarray]:
+        """Arrays by name, contiguous; nobody else uses their memory while they are in use."""
         if self._closed:
             raise StopIteration
         self._prepare_next()
@@ -210,7 +210,7 @@ class PreparedBatches(Iterator):
             self.close()
             raise
         self._pending.popleft()
-        return Batch(batch.images, batch.labels)
+        return dict(batch.arrays)
 
     def _look_at_workers(self) -> None:
         """Raise a WorkerError where waiting would be in vain."""

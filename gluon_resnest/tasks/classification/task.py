@@ -14,9 +14,9 @@ from mxnet import gluon
 from gluon_resnest import command_line
 from gluon_resnest.data.augment.transforms import EvaluationTransform, TrainTransform
 from gluon_resnest.data.class_names import check_class_names
-from gluon_resnest.data.loading.loader import EvaluationLoader, TrainLoader
+from gluon_resnest.data.loading.labelled_images import Batch, EvaluationLoader, TrainLoader
 from gluon_resnest.data.loading.position import Position
-from gluon_resnest.data.loading.prefetch import DEFAULT_PATIENCE, Batch
+from gluon_resnest.data.loading.prefetch import DEFAULT_PATIENCE
 from gluon_resnest.data.records.bad_records import DEFAULT_SHARE
 from gluon_resnest.data.records.record_file import RecordFile
 from gluon_resnest.errors import InputError
