@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import mxnet as mx
 import pytest
-from conftest import run_tool
+from conftest import ROOT, run_tool
 from mxnet.gluon import nn
 
 from gluon_resnest.models import get_model, list_models
@@ -46,6 +50,46 @@ def test_estimate_of_a_run_is_within_15_percent(digits, tmp_path) -> None:
                     tmp_path / "run")
     recipe = recipe_of("resnest26", classes=4, train_size=64, batch_size=40)
     assert worker_memory(recipe).total == pytest.approx(json.loads(done.stdout), rel=0.15)
+
+
+def bytes_by_epoch(folder: Path, leak: int, epochs: int) -> list[int]:
+    """Bytes that a run has allocated after each epoch, of which it keeps `leak` in each."""
+    records = folder / "few.rec"
+    done = subprocess.run(
+        [str(word) for word in (
+            sys.executable, "tests/programs/memory_by_epoch.py", leak, "--model", "resnest14",
+            "--no-cuda", "--input-size", 32, "--rec-train", records, "--rec-val", records,
+            "--batch-size", 8, "--num-epochs", epochs, "--warmup-epochs", 0, "--log-interval", 1,
+            "--save-dir", folder / f"run-{leak}")],
+        cwd=ROOT, capture_output=True, text=True, timeout=1200,
+        # One thread, as NaiveEngine is slow with more. Python's objects by malloc, which counts.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+             "PYTHONMALLOC": "malloc", "MXNET_ENGINE_TYPE": "NaiveEngine"})
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_run_keeps_no_memory_from_epoch_to_epoch(digit_folders, tmp_path) -> None:
+    """Validation, checkpoints, metrics and pictures among it; and a leak would be seen."""
+    for folder in (digit_folders / "val").iterdir():
+        (tmp_path / "few" / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:4]:
+            shutil.copy(image, tmp_path / "few" / folder.name)
+    run_tool("scripts/pack_records.py", tmp_path / "few", tmp_path / "few")
+    allowed, leak = 0.5e6, 1.5e6  # bytes an epoch
+    found = bytes_by_epoch(tmp_path, 0, epochs=16)
+    if found is None:
+        pytest.skip("this C library does not count what it has allocated")
+    assert growth(found) < allowed, found
+    leaking = bytes_by_epoch(tmp_path, int(leak), epochs=10)
+    assert growth(leaking) > 0.9 * leak, leaking
+
+
+def growth(found: list[int]) -> float:
+    """Bytes an epoch, from the middle to the end; the least of four epochs, as threads are busy."""
+    middle = len(found) // 2
+    return (min(found[-4:]) - min(found[middle - 4:middle])) / (len(found) - middle)
 
 
 def small_network() -> nn.HybridSequential:
