@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 
 import mxnet as mx
 import numpy as np
+import psutil
 import pytest
 from conftest import DIGIT_CLASSES, run_tool
 from jobs import Job, checkpoints, records, run_to_end
 
 KILLS = {1: 10, 2: 6}  # by number of ranks
 EPOCHS, STEPS = 3, 15
-EXACT = {"MXNET_ENGINE_TYPE": "NaiveEngine"}  # the other engines add up in changing orders
+EXACT = {"MXNET_ENGINE_TYPE": "NaiveEngine",  # the other engines add up in changing orders
+         # It waits for each gradient by itself, so for a cycle of Horovod's, which are 20 ms else.
+         "HOROVOD_CYCLE_TIME": "1"}
 
 
 def arguments(digits: Path, save_dir: Path, *more, ranks: int = 1) -> list:
@@ -38,9 +42,9 @@ def being_written(save_dir: Path) -> set[str]:
     return {path.name for path in save_dir.glob("checkpoints/.step-*.tmp")}
 
 
-def assert_equal_runs(found: Path, whole: Path) -> None:
+def assert_equal_runs(found: Path, whole: Path, steps: int = EPOCHS * STEPS) -> None:
     """The same bytes in every file of arrays, and every step and validation told of once."""
-    last = f"checkpoints/step-{EPOCHS * STEPS:08d}"
+    last = f"checkpoints/step-{steps:08d}"
     names = sorted(path.name for path in (whole / last).glob("*.params"))
     assert names == ["ema-statistics.params", "ema.params", "optimizer.params",
                      "statistics.params", "weights.params"]
@@ -54,8 +58,7 @@ def assert_equal_runs(found: Path, whole: Path) -> None:
         told = [[[record[name] for name in fields] for record in records(run, event)]
                 for run in (found, whole)]
         assert told[0] == told[1], event
-    assert [record["step"] for record in records(found, "step")] == list(
-        range(1, EPOCHS * STEPS + 1))
+    assert [record["step"] for record in records(found, "step")] == list(range(1, steps + 1))
 
 
 @pytest.mark.slow
@@ -109,6 +112,40 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(whole, digits
     assert f"after step {before} " in job.output
     assert job.output.count("is damaged") == 1
     assert_equal_runs(save_dir, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_pauses_and_checkpoints_by_signal_change_nothing(ranks, digits, tmp_path):
+    """One rank is paused, then all of them for longer than --hang-timeout, as Slurm does it."""
+    timeout = 60  # seconds, more than Gloo's own 30; on a busy machine a picture took 35
+
+    def command(save_dir: Path) -> list:
+        return arguments(digits, save_dir, "--rec-train", digits / "val.rec", "--hang-timeout",
+                         timeout, ranks=ranks)
+
+    steps = EPOCHS * 4
+    run_to_end(*command(tmp_path / "whole"), ranks=ranks, **EXACT)
+    with Job(*command(tmp_path / "run"), ranks=ranks, **EXACT) as job:
+        job.wait_for_step(2)
+        processes = job.rank_processes()
+        for paused, seconds in ((processes[-1:], 2), (processes, timeout + 3)):
+            for process in paused:
+                process.suspend()
+            job.wait_until(lambda paused=paused: all(
+                process.status() == psutil.STATUS_STOPPED for process in paused), "the pause")
+            reached = max(job.steps())
+            assert reached < steps
+            time.sleep(seconds)
+            # The other rank ends a step that the paused one has done its share of.
+            assert max(job.steps()) <= reached + (paused != processes)
+            for process in paused:
+                process.resume()
+            for process in processes:
+                process.send_signal(signal.SIGUSR1)
+            job.wait_for_step(min(reached + 3, steps))
+        assert job.end() == 0, job.output[-4000:]
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole", steps)
 
 
 def test_a_finished_run_is_left_as_it_is(whole, digits):
