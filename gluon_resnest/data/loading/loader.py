@@ -67,7 +67,7 @@ class Samples(Protocol):
         """Write what was read to its part of a batch; `rng` draws its augmentation in training."""
 
 
-def default_sample_threads() -> int:
+def loader_threads() -> int:
     """This process's share of the host's usable cores, at least 1."""
     return max(1, runtime.usable_cores() // runtime.launched_local_size())
 
@@ -126,7 +126,7 @@ class SampleLoader(Generic[Batch]):
         self.samples, self.bad_records = samples, bad_records
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.seed = seed
-        self.threads = threads or default_sample_threads()
+        self.threads = threads or loader_threads()
         self.prefetch = prefetch
         self.patience = patience
         self.sampling = Sampling(len(samples), seed, sharding)
@@ -232,7 +232,7 @@ class EvaluationSampleLoader(Generic[Batch]):
         patience: float = DEFAULT_PATIENCE,
     ) -> None:
         self.samples = samples
-        self.threads = threads or default_sample_threads()
+        self.threads = threads or loader_threads()
         self.prefetch = prefetch
         self.patience = patience
         self.skip_bad_records = skip_bad_records
