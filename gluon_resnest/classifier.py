@@ -130,8 +130,8 @@ def _checkpoint(
         classes = classes_in(arrays, params)
     net = get_model(model, classes=classes)
     load_arrays(net, arrays, params, ctx)  # not by get_model: another classifier is an error here
-    card = {"model": variant.name, "classes": classes, "input_size": variant.test_size,
-            "crop_ratio": CROP_RATIO}
+    card = {"model": variant.name, "classes": classes,
+            "input_size": variant.published.test_size, "crop_ratio": CROP_RATIO}
     return card, net
 
 

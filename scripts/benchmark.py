@@ -48,7 +48,7 @@ def cost_row(name: str, cost: Cost) -> dict[str, Any]:
     variant = find_variant(name)
     size = cost.input_shape[-1]
     top1, source = published_weights_accuracy(variant)
-    if size != variant.test_size:
+    if size != variant.published.test_size:
         top1 = source = None
     return {
         "model": name,

@@ -141,12 +141,12 @@ def test_weights_of_other_images_are_refused(
 
 
 def test_published_weights_are_offered_for_any_channels() -> None:
-    published = find_variant("resnest14")
+    published = find_variant("resnest14").published
     for channels in (1, 3, 8):
         variant = find_variant("resnest14", in_channels=channels)
-        assert variant.sha1 == published.sha1
-        assert variant.published_top1 == (published.published_top1 if channels == 3 else None)
-    assert find_variant("resnest14", stem_width=64).sha1 is None
+        assert variant.published.sha1 == published.sha1
+        assert variant.published.top1 == (published.top1 if channels == 3 else None)
+    assert find_variant("resnest14", stem_width=64).published.sha1 is None
 
 
 def test_a_teacher_is_never_adapted(folder: Path) -> None:

@@ -18,13 +18,21 @@ import pytest
 import gluon_resnest
 from gluon_resnest import runtime
 from gluon_resnest.errors import InputError
-from gluon_resnest.models import VARIANTS, save_weights
+from gluon_resnest.models import VARIANTS, Variant, save_weights
 from gluon_resnest.models.weights import store
 from gluon_resnest.models.weights.store import published_weights
 
 CONTENT = b"weights" * 999
-VARIANT = replace(VARIANTS["resnest50"], sha1=hashlib.sha1(CONTENT).hexdigest())
-NAME = f"resnest50-{VARIANT.sha1[:8]}"
+
+
+def with_sha1(name: str, sha1: str | None) -> Variant:
+    variant = VARIANTS[name]
+    return replace(variant, published=replace(variant.published, sha1=sha1))
+
+
+SHA1 = hashlib.sha1(CONTENT).hexdigest()
+VARIANT = with_sha1("resnest50", SHA1)
+NAME = f"resnest50-{SHA1[:8]}"
 PAGE = f"/gluon/models/{NAME}.zip"
 
 
@@ -100,9 +108,9 @@ def test_pretrained_is_the_published_file(server, tmp_path, monkeypatch):
     net.initialize()
     save_weights(net, tmp_path / "made.params")
     content = (tmp_path / "made.params").read_bytes()
-    variant = replace(VARIANTS["resnest14"], sha1=hashlib.sha1(content).hexdigest())
-    monkeypatch.setitem(VARIANTS, "resnest14", variant)
-    name = f"resnest14-{variant.sha1[:8]}"
+    sha1 = hashlib.sha1(content).hexdigest()
+    monkeypatch.setitem(VARIANTS, "resnest14", with_sha1("resnest14", sha1))
+    name = f"resnest14-{sha1[:8]}"
     server.pages[f"/gluon/models/{name}.zip"] = zipped(content, f"{name}.params")
     monkeypatch.setenv("MXNET_HOME", str(tmp_path / "home"))
     loaded = gluon_resnest.get_model("resnest14", pretrained=True)
@@ -146,7 +154,7 @@ def test_a_lock_of_the_dead_stops_nobody_and_that_of_the_living_not_for_ever(
 
 
 @pytest.mark.parametrize(("page", "words"), [
-    (zipped(b"others"), rf"{PAGE} holds another file: SHA-1 \w+, published {VARIANT.sha1}"),
+    (zipped(b"others"), rf"{PAGE} holds another file: SHA-1 \w+, published {SHA1}"),
     (b"<html>Sign in to the network</html>", "is not a zip file with"),
     (zipped(name="other.params"), "is not a zip file with .* no item named"),
     (zipped()[:-40], "is not a zip file with"),
@@ -201,11 +209,12 @@ def test_each_store_is_asked_for_what_it_has(server, tmp_path, monkeypatch):
         server.asked.clear()
         with pytest.raises(InputError, match="cannot get"):
             published_weights(VARIANTS[name], tmp_path)
-        assert server.asked == [f"{place}{VARIANTS[name].sha1[:8]}.zip" for place in places]
+        sha1 = VARIANTS[name].published.sha1
+        assert server.asked == [f"{place}{sha1[:8]}.zip" for place in places]
     server.pages[f"/authors/{NAME}.zip"] = zipped()
     assert published_weights(VARIANT, tmp_path).read_bytes() == CONTENT
     with pytest.raises(InputError, match="no weights were published for resnest50"):
-        published_weights(replace(VARIANT, sha1=None), tmp_path)
+        published_weights(with_sha1("resnest50", None), tmp_path)
     monkeypatch.delenv("ENCODING_REPO")
     assert runtime.resnest_store().startswith("https://github.com/zhanghang1989/ResNeSt/releases/")
 

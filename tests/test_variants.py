@@ -15,7 +15,15 @@ import gluon_resnest
 from gluon_resnest.deploy.symbol import import_symbol, write_symbol
 from gluon_resnest.errors import InputError
 from gluon_resnest.layers import DropBlock, GroupNorm
-from gluon_resnest.models import ResNeSt, ResNeStFeatures, find_variant
+from gluon_resnest.models import (
+    VARIANTS,
+    Publication,
+    ResNeSt,
+    ResNeStFeatures,
+    Variant,
+    find_variant,
+)
+from gluon_resnest.tasks.classification.recipe import recipe_of
 
 SMALL = "resnest14_2s2x40d"  # R > 1 and K > 1, at the least depth
 
@@ -24,9 +32,24 @@ def test_names_by_rule():
     variant = find_variant("resnest101_fast_4s2x40d")
     assert (variant.radix, variant.cardinality, variant.width) == (4, 2, 40)
     assert (variant.layers, variant.stem_width, variant.avd_first) == ((3, 4, 23, 3), 64, True)
-    assert (variant.test_size, variant.published_top1, variant.sha1) == (256, None, None)
+    published = variant.published
+    assert (published.test_size, published.top1, published.sha1) == (256, None, None)
     assert find_variant("ResNeSt26_1s1x64d").avd_first is False
     assert find_variant("resnest200_fast").radix == 2
+
+
+def test_a_variant_is_a_row(monkeypatch):
+    row = Variant("resnest20", (1, 2, 2, 1), cardinality=2, width=32,
+                  published=Publication(test_size=256, batch_size=96))
+    monkeypatch.setitem(VARIANTS, row.name, row)
+    net = gluon_resnest.get_model("resnest20", classes=3)
+    assert [len(layer) for layer in (net.layer1, net.layer2, net.layer3, net.layer4)] == [
+        1, 2, 2, 1]
+    assert net.layer2[1].conv2.cardinality == 2
+    assert (row.depth, gluon_resnest.list_models()[-1]) == (20, "resnest20")
+    recipe = recipe_of("resnest20")
+    assert (recipe.train_size, recipe.test_size, recipe.batch_size) == (224, 256, 96)
+    assert find_variant("resnest20_fast_4s1x64d").radix == 4
 
 
 @pytest.mark.parametrize(("name", "keywords", "words"), [
@@ -38,6 +61,8 @@ def test_names_by_rule():
     ("resnest50", {"final_drop": 1.0}, "final_drop 1.0 of resnest50 must be below 1"),
     ("resnest50", {"layers": (3, 4, 6)}, "layers .* must be four numbers"),
     ("resnest50", {"in_channels": 0}, "in_channels 0 of resnest50 must be at least 1"),
+    ("resnest50", {"test_size": 64}, "unknown keyword test_size for model resnest50; known: avd_f"),
+    ("resnest50", {"published": None}, "unknown keyword published for model resnest50"),
     ("resnest38_2s1x64d", {}, "unknown model 'resnest38_2s1x64d'"),
 ])
 def test_nonsense_names_the_field_and_why(name, keywords, words):

@@ -23,8 +23,43 @@ LARGEST_INPUT = 8192
 
 
 @dataclass(frozen=True)
+class Publication:
+    """What was published about a network: the run that trained it, and what came of it.
+
+    Networks know nothing of it; recipes, downloads and tables of accuracies do.
+
+    Attributes
+    ----------
+    top1
+        ImageNet top-1 accuracy, %, of the published weights at `test_size`, as their authors
+        give it (GluonCV's and the ResNeSt repository's tables). Not measured here. None if no
+        weights were published.
+    sha1
+        Of the published ``.params`` file; None if there is none.
+    train_size, test_size
+        Square crops in pixels.
+    batch_size, workers
+        Images a worker, and number of workers.
+    dropblock_prob
+        What the share that DropBlock drops rises to.
+    """
+
+    top1: float | None = None
+    sha1: str | None = None
+    train_size: int = 224
+    test_size: int = 224
+    batch_size: int = 128
+    workers: int = 64
+    dropblock_prob: float = 0.1
+
+    def without_weights(self) -> Publication:
+        """The run alone, for a network of which no weights were published."""
+        return replace(self, top1=None, sha1=None)
+
+
+@dataclass(frozen=True)
 class Variant:
-    """Architecture of one network, with what was published for it.
+    """What one network is made of, by name; and, apart from that, what was published about it.
 
     Attributes
     ----------
@@ -47,16 +82,8 @@ class Variant:
     output_stride
         What height and width are divided by in all: 32, or 16 or 8 with dilated convolutions in
         the last stages, for segmentation.
-    train_size, test_size
-        Square crops in pixels.
-    batch_size, workers, recipe_dropblock_prob
-        Of the published runs: images a worker, number of workers, and what the share that
-        DropBlock drops rises to.
-    published_top1
-        ImageNet top-1 accuracy, %, of the published weights at `test_size`, as their authors
-        give it (GluonCV's and the ResNeSt repository's tables). Not measured here.
-    sha1
-        Of the published ``.params`` file.
+    published
+        What is not needed to make the network: crops and settings of its training, accuracy, file.
     """
 
     name: str
@@ -70,13 +97,7 @@ class Variant:
     dropblock_prob: float = 0.0
     in_channels: int = 3
     output_stride: int = 32
-    train_size: int = 224
-    test_size: int = 224
-    batch_size: int = 128
-    workers: int = 64
-    recipe_dropblock_prob: float = 0.1
-    published_top1: float | None = None
-    sha1: str | None = None
+    published: Publication = Publication()
 
     @property
     def depth(self) -> int:
@@ -119,24 +140,24 @@ def _fast(
     setting: str, radix: int, cardinality: int, width: int, top1: float, sha1: str
 ) -> Variant:
     return Variant(f"resnest50_fast_{setting}", _LAYERS_50, radix, cardinality, width,
-                   avd_first=True, published_top1=top1, sha1=sha1)
+                   avd_first=True, published=Publication(top1, sha1))
 
 
 _ROWS = (
-    Variant("resnest14", (1, 1, 1, 1), workers=8, recipe_dropblock_prob=0.0,
-            published_top1=75.75, sha1="7e0b0cae2fd7e9084d1e498b858af1429a6eb1cb"),
-    Variant("resnest26", (2, 2, 2, 2), workers=8,
-            published_top1=78.68, sha1="364590740605b6a2b95f5bb77436d781a817436f"),
-    Variant("resnest50", _LAYERS_50,
-            published_top1=81.04, sha1="bcfefe1dd1dd1ef5cfed5563123c1490ea37b42e"),
-    Variant("resnest101", (3, 4, 23, 3), stem_width=64, test_size=256, batch_size=64,
-            published_top1=82.83, sha1="5da943b3230f071525a98639945a6b3b3a45ac95"),
-    Variant("resnest200", (3, 24, 36, 3), stem_width=64, final_drop=0.2,
-            train_size=256, test_size=320, batch_size=32,
-            published_top1=83.86, sha1="0c5d117df664ace220aa6fc2922c094bb079d381"),
-    Variant("resnest269", (3, 30, 48, 8), stem_width=64, final_drop=0.2,
-            train_size=320, test_size=416, batch_size=32,
-            published_top1=84.53, sha1="11ae7f5da2bcdbad05ba7e84f9b74383e717f3e3"),
+    Variant("resnest14", (1, 1, 1, 1), published=Publication(
+        75.75, "7e0b0cae2fd7e9084d1e498b858af1429a6eb1cb", workers=8, dropblock_prob=0.0)),
+    Variant("resnest26", (2, 2, 2, 2), published=Publication(
+        78.68, "364590740605b6a2b95f5bb77436d781a817436f", workers=8)),
+    Variant("resnest50", _LAYERS_50, published=Publication(
+        81.04, "bcfefe1dd1dd1ef5cfed5563123c1490ea37b42e")),
+    Variant("resnest101", (3, 4, 23, 3), stem_width=64, published=Publication(
+        82.83, "5da943b3230f071525a98639945a6b3b3a45ac95", test_size=256, batch_size=64)),
+    Variant("resnest200", (3, 24, 36, 3), stem_width=64, final_drop=0.2, published=Publication(
+        83.86, "0c5d117df664ace220aa6fc2922c094bb079d381",
+        train_size=256, test_size=320, batch_size=32)),
+    Variant("resnest269", (3, 30, 48, 8), stem_width=64, final_drop=0.2, published=Publication(
+        84.53, "11ae7f5da2bcdbad05ba7e84f9b74383e717f3e3",
+        train_size=320, test_size=416, batch_size=32)),
     _fast("1s1x64d", 1, 1, 64, 80.35, "5e16dbe56f1fba8e1bc2faddd91f874bfbd74193"),
     _fast("2s1x64d", 2, 1, 64, 80.65, "85eb779a5e313d74b5e5390dae02aa8082a0f469"),
     _fast("4s1x64d", 4, 1, 64, 80.90, "3f215532c6d8e07a10df116309993d4479fc3e4b"),
@@ -148,16 +169,13 @@ _ROWS = (
 
 VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
 
-
-# Fields that published weights do not fit any more once they are changed; those of RGB images can
-# be adapted to others, but then the published accuracy is not theirs.
+# Fields that published weights do not fit any more once they are changed.
 _IN_WEIGHTS = {"layers", "radix", "cardinality", "width", "stem_width"}
-_IN_ACCURACY = {*_IN_WEIGHTS, "in_channels"}
 _NAME = re.compile(r"resnest([0-9]{1,4})(_fast)?(?:_([0-9]{1,4})s([0-9]{1,4})x([0-9]{1,4})d)?")
 
 
 def find_variant(name: str, **overrides: Any) -> Variant:
-    """The variant called `name`, with any of its fields replaced.
+    """The variant called `name`, with any field of its architecture replaced.
 
     Names beside the table's are read by rule: ``resnest{depth}[_fast]_{R}s{K}x{W}d`` is the
     network of that depth with another radix, cardinality and width.
@@ -173,7 +191,7 @@ def find_variant(name: str, **overrides: Any) -> Variant:
         near = difflib.get_close_matches(name[:80].lower(), VARIANTS, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(VARIANTS)}"
         raise InputError(f"unknown model '{shortened(name)}': {hint}")
-    known = {field.name for field in fields(Variant)} - {"name"}
+    known = {field.name for field in fields(Variant)} - {"name", "published"}
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise InputError(
@@ -181,11 +199,13 @@ def find_variant(name: str, **overrides: Any) -> Variant:
             f"known: {', '.join(sorted(known))}"
         )
     changed = {field for field, value in overrides.items() if value != getattr(variant, field)}
+    published = variant.published
     if changed & _IN_WEIGHTS:
-        overrides = {"sha1": None, **overrides}
-    if changed & _IN_ACCURACY:
-        overrides = {"published_top1": None, **overrides}
-    return replace(variant, **overrides)
+        published = published.without_weights()
+    elif "in_channels" in changed:
+        # Weights for RGB images can be adapted to others, but their accuracy is not that of these.
+        published = replace(published, top1=None)
+    return replace(variant, **overrides, published=published)
 
 
 def _by_rule(name: str) -> Variant | None:
@@ -196,7 +216,7 @@ def _by_rule(name: str) -> Variant | None:
     radix, cardinality, width = map(int, match.group(3, 4, 5)) if match[3] else (
         base.radix, base.cardinality, base.width)
     return replace(base, name=name, radix=radix, cardinality=cardinality, width=width,
-                   avd_first=bool(match[2]), published_top1=None, sha1=None)
+                   avd_first=bool(match[2]), published=base.published.without_weights())
 
 
 def check_input_size(size: int, origin: str) -> None:

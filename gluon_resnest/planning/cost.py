@@ -174,7 +174,7 @@ def _input_size(
     if size is None:
         if variant is None:
             raise InputError(f"{name} has no test size of its own: give input_size")
-        size = variant.test_size
+        size = variant.published.test_size
     try:
         height, width = (size, size) if isinstance(size, int) else size
     except (TypeError, ValueError):

@@ -48,25 +48,26 @@ def published_weights(variant: Variant, root: str | Path | None = None) -> Path:
         If nothing was published, no store gives the file, it has another SHA-1, or another
         process has been downloading it for half an hour.
     """
-    if variant.sha1 is None:
+    sha1 = variant.published.sha1
+    if sha1 is None:
         raise InputError(f"no weights were published for {variant.name}")
-    name = f"{variant.name}-{variant.sha1[:8]}"
+    name = f"{variant.name}-{sha1[:8]}"
     path = Path(root or runtime.model_folder()).expanduser() / f"{name}.params"
-    if _is_whole(path, variant.sha1):
+    if _is_whole(path, sha1):
         return path
     with _locked(path.with_name(f".{name}.lock")):
-        if _is_whole(path, variant.sha1):  # another process was faster
+        if _is_whole(path, sha1):  # another process was faster
             return path
         _clear_leftovers(path)
         failures = []
         for store in _stores(variant):
             try:
-                _download(f"{store}{name}.zip", path, variant.sha1)
+                _download(f"{store}{name}.zip", path, sha1)
                 return path
             except _StoreError as error:
                 failures.append(str(error))
     if path.is_file():
-        failures.insert(0, f"{path} is damaged (its SHA-1 is not the published {variant.sha1})")
+        failures.insert(0, f"{path} is damaged (its SHA-1 is not the published {sha1})")
     raise InputError(
         f"{'; '.join(failures)}: put the file at {path} by hand, or give its path as "
         "pretrained= or --params"

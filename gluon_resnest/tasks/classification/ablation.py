@@ -113,10 +113,10 @@ def published_weights_accuracy(variant: Variant) -> tuple[float | None, str | No
 
     GluonCV has the plain networks, the ResNeSt repository the ablation's.
     """
-    if variant.published_top1 is None:
+    if variant.published.top1 is None:
         return None, None
     owner = "ResNeSt repository" if variant.avd_first else "GluonCV"
-    return variant.published_top1, f"{owner}'s published weights"
+    return variant.published.top1, f"{owner}'s published weights"
 
 
 def published(recipe: Recipe) -> dict[str, Any]:

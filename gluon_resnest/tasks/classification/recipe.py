@@ -195,18 +195,19 @@ def recipe_of(model: str, **overrides: Any) -> Recipe:
         For an unknown model or a value that cannot be.
     """
     variant: Variant = find_variant(model)
+    published = variant.published
     known = {field.name for field in fields(Recipe)}
     given = {name: value for name, value in overrides.items() if value is not None}
     if not set(given) <= known:
         raise TypeError(f"no such fields of a recipe: {sorted(set(given) - known)}")
-    if given.get("train_size", variant.train_size) != variant.train_size:
+    if given.get("train_size", published.train_size) != published.train_size:
         given.setdefault("test_size", given["train_size"])
     own = Recipe(
         model=variant.name,
-        train_size=variant.train_size,
-        test_size=variant.test_size,
-        batch_size=variant.batch_size,
+        train_size=published.train_size,
+        test_size=published.test_size,
+        batch_size=published.batch_size,
         final_drop=variant.final_drop,
-        dropblock_prob=variant.recipe_dropblock_prob,
+        dropblock_prob=published.dropblock_prob,
     )
     return replace(own, **given)
