@@ -24,6 +24,7 @@ from gluon_resnest.models import list_models
 from gluon_resnest.settings import add_settings
 from gluon_resnest.tasks.classification.mixup import draw_lambdas
 from gluon_resnest.tasks.classification.recipe import Recipe, recipe_of
+from gluon_resnest.tasks.classification.task import train_transform
 
 EXAMPLES = """
   python scripts/show_augmentation.py operations --image photo.jpg
@@ -60,8 +61,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     recipe.add_argument("--model", default="resnest50", metavar="NAME",
                         help=f"whose recipe: one of {', '.join(list_models())} "
                              "(default: resnest50)")
-    add_settings(recipe, Recipe, "train_size", "seed", "auto_aug", "color_jitter", "lighting",
-                 "mixup_alpha", "mixup_lambda", defaults=False)
+    add_settings(recipe, Recipe, "train_size", "seed", "auto_aug", "crop_area", "color_jitter",
+                 "lighting", "mixup_alpha", "mixup_lambda", defaults=False)
     command_line.add_switch(recipe, "mixup", "mixup",
                             "show the samples mixed too, as if they were a batch (default: not)")
     return parser.parse_args(arguments)
@@ -76,12 +77,12 @@ def resolve(args: argparse.Namespace) -> tuple[Recipe, TrainTransform]:
                          f"{MOST_SAMPLES}")
     contact_page.check_output(args.output)
     recipe = recipe_of(args.model, **{
-        name: getattr(args, name) for name in ("train_size", "seed", "auto_aug", "color_jitter",
-                                               "lighting", "mixup_alpha", "mixup_lambda")})
+        name: getattr(args, name) for name in (
+            "train_size", "seed", "auto_aug", "crop_area", "color_jitter", "lighting",
+            "mixup_alpha", "mixup_lambda")})
     if args.mixup and recipe.mixup_alpha == 0:
         raise InputError("--mixup-alpha 0 mixes nothing: leave --mixup out")
-    return recipe, TrainTransform(recipe.train_size, auto_augment=recipe.auto_aug,
-                                  color_jitter=recipe.color_jitter, lighting=recipe.lighting)
+    return recipe, train_transform(recipe)
 
 
 def labelled_image(records: RecordFile, position: int) -> tuple[np.ndarray, str]:

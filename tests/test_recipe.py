@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import runpy
 import shlex
 
@@ -13,6 +14,7 @@ from conftest import ROOT, run_tool
 from gluon_resnest.errors import InputError
 from gluon_resnest.tasks.classification.planning import plan
 from gluon_resnest.tasks.classification.recipe import IMAGENET_TRAIN_IMAGES, Recipe, recipe_of
+from gluon_resnest.tasks.classification.task import train_transform
 from gluon_resnest.training.schedules import Schedule
 
 TRAINER = runpy.run_path(str(ROOT / "train_imagenet.py"))
@@ -154,3 +156,16 @@ def test_more_workers_than_images_is_no_plan():
 def test_a_misspelt_override_is_a_bug():
     with pytest.raises(TypeError, match="epoch"):
         recipe_of("resnest50", epoch=3)
+
+
+def test_crop_area_is_the_smallest_share_of_a_training_crop(rng):
+    assert train_transform(recipe_of("resnest14")).area is None
+    transform = train_transform(recipe_of("resnest14", train_size=64, crop_area=0.7,
+                                          auto_aug=False))
+    source = random.Random(int(rng.integers(2**32)))
+    boxes = [transform.draw(source, 300, 300).box for _ in range(200)]
+    shares = [box.height * box.width / 300**2 for box in boxes]
+    assert 0.69 < min(shares) < 0.75
+    assert max(shares) > 0.9
+    with pytest.raises(InputError, match=r"crop area \(1.5, 1.0\)"):
+        train_transform(recipe_of("resnest14", crop_area=1.5))

@@ -112,6 +112,9 @@ class Recipe(TrainingRecipe):
     auto_aug: bool = setting(
         True, "AutoAugment's ImageNet policy (recipe: so; --no-auto-aug)", group="regularization",
         flags=("--auto-aug", "--auto_aug"), off="--no-auto-aug")
+    crop_area: float | None = setting(
+        None, "smallest share of the image that a training crop takes (recipe: 0.08, and 0.1 from "
+              "320 pixels on)", group="regularization", metavar="SHARE", type=command_line.ratio)
     color_jitter: float = setting(
         0.4, "brightness, contrast and saturation (recipe: 0.4)", group="regularization",
         metavar="S", least=0, most=1e3)

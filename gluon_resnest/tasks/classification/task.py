@@ -162,12 +162,18 @@ class ClassificationTask(Task[Batch]):
         return upgraded(figures)
 
 
+def train_transform(recipe: Recipe) -> TrainTransform:
+    """The augmentation of a recipe."""
+    return TrainTransform(
+        recipe.train_size, auto_augment=recipe.auto_aug, color_jitter=recipe.color_jitter,
+        lighting=recipe.lighting,
+        area=None if recipe.crop_area is None else (recipe.crop_area, 1.0))
+
+
 def _training_data(records: RecordFile, recipe: Recipe, source: Source,
                    workers: Workers) -> TrainLoader:
-    transform = TrainTransform(recipe.train_size, auto_augment=recipe.auto_aug,
-                               color_jitter=recipe.color_jitter, lighting=recipe.lighting)
     return TrainLoader(
-        records, transform, seed=recipe.seed, sharding=recipe.sharding,
+        records, train_transform(recipe), seed=recipe.seed, sharding=recipe.sharding,
         max_bad_records=source.max_bad_records, **_shared(recipe, source, workers))
 
 
