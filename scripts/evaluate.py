@@ -57,8 +57,8 @@ def main() -> None:
         classifier = load_classifier(args.model, args.params, args.classes, args.test_size,
                                      args.crop_ratio, args.class_names, ctx)
         check_class_names(records, classifier.class_names)
-        loader = EvaluationLoader(records, classifier.transform, args.batch_size, 0, 1,
-                                  classifier.classes, args.data_nthreads,
+        loader = EvaluationLoader(records, classifier.transform, args.batch_size,
+                                  classes=classifier.classes, threads=args.data_nthreads,
                                   skip_bad_records=args.skip_bad_records)
         names = classifier.class_names or records.class_names or [
             classifier.class_name(label) for label in range(classifier.classes)]
