@@ -32,6 +32,7 @@ def whole(request, tmp_path_factory):
     return request.param, save_dir, run_to_end(*arguments(save_dir), ranks=request.param, **EXACT)
 
 
+@pytest.mark.slow
 def test_it_learns_validates_and_is_logged(whole):
     ranks, save_dir, job = whole
     steps, validations = records(save_dir, "step"), records(save_dir, "validation")
@@ -50,6 +51,7 @@ def test_it_learns_validates_and_is_logged(whole):
         assert (save_dir / name).is_file()
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_bit_equal(whole, tmp_path):
     ranks, uninterrupted, _ = whole
     save_dir = tmp_path / "run"
@@ -75,6 +77,7 @@ def test_killed_it_goes_on_bit_equal(whole, tmp_path):
         assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(whole):
     ranks, save_dir, _ = whole
     if ranks == 1:
