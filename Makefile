@@ -17,7 +17,7 @@ help:
 	@echo 'make demo      train a small ResNeSt with two Horovod workers to find defective solar cells,'
 	@echo '               evaluate it, export it, predict with the exported files (about 10 minutes)'
 	@echo 'make test      check style, then run all tests'
-	@echo 'make test-fast check style, then run the quick tests (under 4 minutes)'
+	@echo 'make test-fast check style, then run the quick tests (a few minutes)'
 	@echo 'make lint      check style and the directions of imports only'
 	@echo 'make install   set up .venv for your own work: .venv/bin/python, .venv/bin/horovodrun'
 	@echo 'make clean     remove .venv and what the demo made (the compiled Horovod stays cached)'

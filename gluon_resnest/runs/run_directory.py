@@ -173,9 +173,3 @@ def discard_unless_trained(path: Path) -> None:
             shutil.rmtree(path / name, ignore_errors=True)
         (path / LOCK).unlink(missing_ok=True)
         path.rmdir()  # unless there is the list, or the user's own files
-
-
-def write_class_names(path: Path, names: list[str]) -> None:
-    """One class name a line, in the order of the labels."""
-    with replacing(path) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")

@@ -149,11 +149,6 @@ class Updater:
             gradient = parameter.grad()
             mx.nd.broadcast_mul(gradient, share.reshape((1,) * gradient.ndim), out=gradient)
 
-    def skip(self) -> None:
-        """Leave this step's gradients unused."""
-        for parameter in self.parameters.values():
-            parameter.data()._fresh_grad = False
-
     # ---- state of the optimizer, as arrays ----
 
     def states(self) -> dict[str, mx.nd.NDArray]:
